@@ -1,0 +1,97 @@
+"""Changing one rule's text and nothing else in it.
+
+A rule is edited by cutting options out and writing options in at chosen places, so what
+we do not understand stays as the administrator wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, List, Optional, Tuple
+
+from .ruleset import Option, Rule
+
+STATE_OPTIONS = frozenset(("--state", "--ctstate"))
+_OF_MATCH = {
+    "tcp": frozenset(("--sport", "--dport", "--tcp-option")),
+    "udp": frozenset(("--sport", "--dport")),
+}
+
+
+def without_state(rule: Rule) -> List[Option]:
+    """The options that make up *rule*'s state matches."""
+    return [
+        o for o in rule.options
+        if o.name in STATE_OPTIONS or (o.name == "-m" and o.value in ("state", "conntrack"))
+    ]  # fmt: skip
+
+
+def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "[0:0]") -> str:
+    """*rule* without its state matches, with *protocol* and *matches* put in their place.
+
+    *protocol* is ``tcp``, ``! tcp`` ... and is left out where the rule has it already; a
+    negated protocol of the rule gives way to it.  *matches* is written in one piece.
+    """
+    cut = without_state(rule)
+    place = cut[0].start if cut else _target_start(rule)
+    own = rule.first("-p")
+    if protocol and own is not None and (own.negated or own.value.lower() in ("all", "0", "any")):
+        cut.append(own)
+    elif own is not None:
+        protocol = ""
+    inserted: List[Tuple[int, str]] = []
+    if matches:
+        inserted.append(_match_place(rule, matches, place, cut))
+    if protocol:
+        text = f"! -p {protocol[2:]}" if protocol.startswith("! ") else f"-p {protocol}"
+        inserted.insert(0, (min([place] + [at for at, _ in inserted]), text))
+    return _with_counters(_edited(rule.text, cut, inserted), counters)
+
+
+def _match_place(rule: Rule, matches: str, place: int, cut: Iterable[Option]) -> Tuple[int, str]:
+    """Where *matches* (``-m tcp --tcp-flags ...``) goes: into the rule's own ``-m tcp``, if that is free."""
+    words = matches.split(" ", 2)
+    if words[0] != "-m" or words[1] not in _OF_MATCH:
+        return place, matches
+    if rule.first("--tcp-flags", "--syn", *(w for w in words[2].split() if w.startswith("--"))) is not None:
+        return place, matches
+    mine = [o for o in rule.options if o.name in _OF_MATCH[words[1]] and o not in cut]
+    has_match = words[1] in rule.matches
+    multiport = "multiport" in rule.matches and not has_match
+    if not mine or multiport:
+        return place, matches
+    return mine[-1].end, words[2]
+
+
+def _target_start(rule: Rule) -> int:
+    target = rule.first("-j", "-g")
+    return target.start if target else len(rule.text)
+
+
+def _edited(text: str, cut: Iterable[Option], inserted: Iterable[Tuple[int, str]]) -> str:
+    edits: List[Tuple[int, int, int, str]] = [(o.start, 1, o.end, "") for o in cut]
+    # the second key keeps what is written in at a place before what is cut from it
+    edits += [(at, 0, at, words) for at, words in inserted]
+    pieces: List[str] = []
+    at = 0
+    for start, _, end, words in sorted(edits, key=lambda edit: edit[:2]):
+        pieces.append(text[at:start].rstrip(" \t") if start > at or words else "")
+        if words:
+            pieces.append(words)
+        at = max(at, end)
+    pieces.append(text[at:])
+    return " ".join(piece.strip(" \t") for piece in pieces if piece.strip(" \t"))
+
+
+def _with_counters(text: str, counters: str) -> str:
+    if not text.startswith("["):
+        return text
+    return f"{counters} {text.split(']', 1)[1].lstrip()}"
+
+
+def moved(rule: Rule, chain: str, text: Optional[str] = None) -> str:
+    """*rule* (or *text* made from it) as the same rule of another *chain*, without counters."""
+    source = rule.text if text is None else text
+    body = source.split("]", 1)[1].lstrip() if source.lstrip().startswith("[") else source.lstrip()
+    command, _, rest = body.partition(" ")
+    _, _, tail = rest.lstrip().partition(" ")
+    return f"{command} {chain} {tail}".rstrip()

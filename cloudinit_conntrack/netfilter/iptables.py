@@ -1,0 +1,251 @@
+"""Parsing iptables-save text.
+
+Quoting follows ``add_param_to_argv`` in iptables' ``xshared.c``: only double quotes quote,
+a backslash escapes inside them, and a closing quote ends the word.  Where a restore
+program lets damage pass (an open quote, text outside a table), we refuse it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import List, NamedTuple, Optional, Tuple
+
+from ..errors import RulesSyntaxError
+from .ruleset import TABLES, Line, Option, Rule, RuleSet
+
+# iptables-restore reads lines into a buffer of 10,240 bytes and takes the rest of a longer
+# one for the next line (xtables-restore.c, iptables-restore.c).
+LONGEST_LINE = 10_238
+LARGEST_FILE = 64 * 1024 * 1024
+
+COMMANDS = {
+    "-A": "-A", "--append": "-A", "-I": "-I", "--insert": "-I", "-D": "-D", "--delete": "-D",
+    "-R": "-R", "--replace": "-R", "-N": "-N", "--new": "-N", "--new-chain": "-N",
+    "-X": "-X", "--delete-chain": "-X", "-F": "-F", "--flush": "-F", "-Z": "-Z", "--zero": "-Z",
+    "-P": "-P", "--policy": "-P", "-E": "-E", "--rename-chain": "-E",
+}  # fmt: skip
+BASE = {
+    "--protocol": "-p", "--proto": "-p", "--source": "-s", "--src": "-s",
+    "--destination": "-d", "--dst": "-d", "--in-interface": "-i", "--out-interface": "-o",
+    "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragment": "-f",
+    "--source-port": "--sport", "--destination-port": "--dport",
+    "--source-ports": "--sports", "--destination-ports": "--dports",
+}  # fmt: skip
+GLUED = tuple("-" + letter for letter in "psdiojgmc")
+COUNTERS = re.compile(r"\[\d+:\d+\]")
+OPTION = re.compile(r"--?[A-Za-z]")
+
+
+class Word(NamedTuple):
+    """One word of a command: its value without quotes, and where it stands."""
+
+    value: str
+    quoted: bool
+    start: int
+    end: int
+
+
+def parse_ruleset(text: str, family: str, name: str = "<stdin>") -> RuleSet:
+    """Parse *text*; *family* is ``ipv4`` or ``ipv6``; *name* is used in messages.
+
+    Raises RulesSyntaxError with ``FILE:LINE`` for what no rule-set may hold.
+    """
+    if len(text) > LARGEST_FILE:
+        raise RulesSyntaxError(
+            f"larger than {LARGEST_FILE} bytes", f"{name}:1", "this is not a saved rule-set"
+        )
+    final_newline = text.endswith("\n")
+    texts = text.split("\n")
+    if final_newline or not text:
+        texts.pop()
+    lines: List[Line] = []
+    table = ""
+    for number, content in enumerate(texts, 1):
+        line = _line(content, number, table, name)
+        if line.kind == "table":
+            table = line.table
+        lines.append(line)
+        if line.kind == "commit":
+            table = ""
+    if table:
+        raise RulesSyntaxError(
+            f"table {table} has no COMMIT", f"{name}:{len(texts)}", "expected a line COMMIT at the end"
+        )
+    return RuleSet(family, name, tuple(lines), final_newline)
+
+
+def _line(text: str, number: int, table: str, name: str) -> Line:
+    where = f"{name}:{number}"
+    _refuse_bytes(text, where)
+    if not text.strip(" \t"):
+        return Line(number, text, "blank", table)
+    first = text[0]
+    if first == "#":
+        return Line(number, text, "comment", table)
+    if not table:
+        return _header(text, number, where)
+    if text == "COMMIT":
+        return Line(number, text, "commit", table)
+    if first == ":":
+        return _chain(text, number, table, where)
+    return _command(text, number, table, where)
+
+
+def _refuse_bytes(text: str, where: str) -> None:
+    if "\0" in text:
+        raise RulesSyntaxError("a NUL byte", where, "this is not text; restore the file from a good copy")
+    if text.endswith("\r"):
+        raise RulesSyntaxError(
+            "a carriage return at the end of the line", where, "convert the file to Unix line ends (sed -i 's/\\r$//')"
+        )
+    if len(text.encode("utf-8", "surrogateescape")) > LONGEST_LINE:
+        raise RulesSyntaxError(
+            f"a line longer than {LONGEST_LINE} bytes", where, "iptables-restore would break it in two; shorten it"
+        )
+
+
+def _header(text: str, number: int, where: str) -> Line:
+    if text[0] != "*":
+        raise RulesSyntaxError(
+            f"{_short(text)!r} stands outside a table", where, "expected '*' and a table's name, or a comment"
+        )
+    words = text[1:].split()
+    table = words[0] if words else ""
+    if table not in TABLES:
+        raise RulesSyntaxError(f"unknown table {_short(table)!r}", where, f"expected one of {', '.join(TABLES)}")
+    return Line(number, text, "table", table)
+
+
+def _chain(text: str, number: int, table: str, where: str) -> Line:
+    words = text[1:].split()
+    if len(words) < 2:
+        raise RulesSyntaxError(
+            f"chain declaration {_short(text)!r} is not complete", where, "expected ':CHAIN POLICY [packets:bytes]'"
+        )
+    if len(words) > 2 and not COUNTERS.fullmatch(words[2]):
+        raise RulesSyntaxError(f"bad counters {_short(words[2])!r}", where, "expected [packets:bytes]")
+    return Line(number, text, "chain", table, words[0])
+
+
+# The beginning of a command, for a quick answer: most lines are never looked at further.
+START = re.compile(r"[ \t]*(?:\[\d+:\d+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
+
+
+def _command(text: str, number: int, table: str, where: str) -> Line:
+    found = START.match(text)
+    if not found or found.group(1) not in COMMANDS:
+        word = found.group(1) if found else (text.split() or [""])[0]
+        raise RulesSyntaxError(
+            f"unknown command {_short(word)!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
+        )
+    command, chain = COMMANDS[found.group(1)], (found.group(2) or "").strip('"')
+    if not chain and command in ("-A", "-I", "-D", "-R", "-N", "-P", "-E"):
+        raise RulesSyntaxError(f"{command} names no chain", where, f"expected '{command} CHAIN ...'")
+    if '"' in text and open_quote(text):
+        raise RulesSyntaxError('an open quote (")', where, 'expected a closing " before the end of the line')
+    return Line(number, text, "rule", table, chain)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def open_quote(text: str) -> bool:
+    """Whether a double quote in *text* is still open at its end."""
+    opened = escaped = False
+    for letter in text:
+        if opened and escaped:
+            escaped = False
+        elif opened and letter == "\\":
+            escaped = True
+        elif letter == '"':
+            opened = not opened
+    return opened
+
+
+def words_of(text: str) -> Tuple[Word, ...]:
+    """Split *text* as ``add_param_to_argv`` does, keeping each word's offsets."""
+    words: List[Word] = []
+    at, size = 0, len(text)
+    while at < size:
+        if text[at] in " \t":
+            at += 1
+            continue
+        word = _word(text, at)
+        words.append(word)
+        at = word.end
+    return tuple(words)
+
+
+def _word(text: str, start: int) -> Word:
+    value: List[str] = []
+    at, size, opened, quoted = start, len(text), False, False
+    while at < size:
+        letter = text[at]
+        at += 1
+        if opened:
+            if letter == "\\" and at < size:
+                value.append(text[at])
+                at += 1
+            elif letter == '"':
+                break
+            else:
+                value.append(letter)
+        elif letter == '"':
+            opened = quoted = True
+        elif letter in " \t":
+            at -= 1
+            break
+        else:
+            value.append(letter)
+    return Word("".join(value), quoted, start, at)
+
+
+def parse_rule(text: str) -> Rule:
+    """Parse one command line (counters allowed in front), as a Rule."""
+    words = list(words_of(text))
+    counters = ""
+    if words and COUNTERS.fullmatch(words[0].value):
+        counters = words.pop(0).value
+    options = _options(words)
+    command = COMMANDS.get(options[0].name, options[0].name) if options else ""
+    chain = options[0].value if options else ""
+    return Rule(text, command, chain, counters, options)
+
+
+def _options(words: List[Word]) -> Tuple[Option, ...]:
+    """Group words into options: an option takes every word up to the next option or ``!``."""
+    options: List[Option] = []
+    at = 0
+    while at < len(words):
+        start, negated = words[at].start, False
+        if _is_not(words[at]) and at + 1 < len(words):
+            negated, at = True, at + 1
+        name, glued = _split(words[at])
+        args, at = [glued] if glued is not None else [], at + 1
+        if at + 1 < len(words) and not args and _is_not(words[at]) and not _is_option(words[at + 1]):
+            negated, at = not negated, at + 1  # the order before iptables 1.4.3: -s ! 10.0.0.0/8
+        while at < len(words) and not _is_option(words[at]) and not _is_not(words[at]):
+            args.append(words[at].value)
+            at += 1
+        options.append(Option(name, tuple(args), negated, start, words[at - 1].end))
+    return tuple(options)
+
+
+def _is_not(word: Word) -> bool:
+    return word.value == "!" and not word.quoted
+
+
+def _is_option(word: Word) -> bool:
+    return not word.quoted and OPTION.match(word.value) is not None
+
+
+def _split(word: Word) -> Tuple[str, Optional[str]]:
+    """An option word as its canonical name and a value glued to it (``-ptcp``, ``--dport=80``)."""
+    name = word.value
+    if name.startswith("--"):
+        name, equals, value = name.partition("=")
+        return COMMANDS.get(name, BASE.get(name, name)), value if equals else None
+    if len(name) > 2 and name[:2] in GLUED:
+        return name[:2], name[2:]
+    return name, None

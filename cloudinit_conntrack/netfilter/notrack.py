@@ -1,0 +1,310 @@
+"""Letting named flows bypass conntrack while the rest of the host keeps it.
+
+In the raw table, rules for each port: both directions, and what loopback needs beside
+them, where a packet goes out and comes in again.  An untracked packet is neither NEW
+nor ESTABLISHED, so next to each rule that asks for a state stands its twin for untracked
+packets, made by the same rewrite that makes a whole rule-set stateless.  Without the twin,
+NOTRACK under an ESTABLISHED rule is an outage.
+
+Every rule that we add carries our comment; planning strips them and writes them anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, FrozenSet, Iterable, List, Optional, Tuple
+
+from . import edit, selection, stateful
+from .iptables import parse_rule
+from .parts import FLAG_BITS, Part
+from .reach import Packet, syn, verdicts
+from .replies import Ports, Reply, named_ports, ports_text
+from .ruleset import Line, Rule, RuleSet
+from .stateless import Change, Rewritten, RuleBlocker
+
+OWNER = "cloudinit-conntrack"
+TAG = f"-m comment --comment {OWNER}"
+NOTRACK = f"{TAG} -j CT --notrack"
+ERRORS = {"ipv4": ("-p icmp -m icmp --icmp-type", (3, 11, 12)),
+          "ipv6": ("-p ipv6-icmp -m icmp6 --icmpv6-type", (1, 2, 3, 4))}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow that bypasses conntrack; *address* is the backend's or the frontend's, or empty."""
+
+    protocol: str
+    ports: Ports
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """What bypasses: *frontends* listen here, *backends* are remote, *everything* is all."""
+
+    frontends: Tuple[Flow, ...] = ()
+    backends: Tuple[Flow, ...] = ()
+    everything: bool = False
+    local_ports: Ports = (32768, 60999)
+
+
+def strip_own(ruleset: RuleSet) -> RuleSet:
+    """*ruleset* without the rules that carry our comment."""
+    if OWNER not in "".join(x.text for x in ruleset.lines if x.kind == "rule" and OWNER in x.text):
+        return ruleset
+    return ruleset.with_lines(x for x in ruleset.lines if not _is_own(x))
+
+
+def _is_own(line: Line) -> bool:
+    return line.kind == "rule" and OWNER in line.text and line.rule.comment == OWNER
+
+
+def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) -> Rewritten:
+    """Add the bypass to *ruleset*; unchanged where it is there already.
+
+    *nat_elsewhere*: another rule-set of the host translates addresses, so ICMP errors must
+    stay tracked.  Blockers where a nat rule names a port of the flows.
+    """
+    base = strip_own(ruleset)
+    blockers = _nat_blockers(base, bypass)
+    if blockers:
+        return Rewritten(ruleset, (), blockers)
+    translating = nat_elsewhere or has_nat(base)
+    changes: List[Change] = []
+    lines = _with_raw(base, bypass, translating)
+    changes += [_added(text, "the flow bypasses conntrack") for text in _raw_rules(base.family, bypass, translating)]
+    result = base.with_lines(_with_twins(base, lines, bypass, changes))
+    result = _opened(result, bypass, translating, changes)
+    if _same(ruleset, result):
+        return Rewritten(ruleset)
+    return Rewritten(result, tuple(changes))
+
+
+def _added(text: str, reason: str, widens: Optional[str] = None) -> Change:
+    return Change(0, "", (text,), reason, widens)
+
+
+def has_nat(ruleset: RuleSet) -> bool:
+    """Whether any rule translates addresses or ports."""
+    return any(x.rule.target in stateful.NAT_TARGETS for x in ruleset.rules("nat"))
+
+
+def _same(one: RuleSet, two: RuleSet) -> bool:
+    return _canonical(one) == _canonical(two)
+
+
+def _canonical(ruleset: RuleSet) -> Dict[Tuple[str, str], List[object]]:
+    """(table, chain) -> its rules; of ours the order of options does not matter (a save sorts them)."""
+    found: Dict[Tuple[str, str], List[object]] = {}
+    for line in ruleset.rules():
+        options = sorted((o.name, o.negated, o.args) for o in line.rule.options) if _is_own(line) else line.text
+        found.setdefault((line.table, line.chain), []).append(options)
+    return found
+
+
+# --- the raw table ---------------------------------------------------------------------
+
+
+def _raw_rules(family: str, bypass: Bypass, translating: bool) -> List[str]:
+    if bypass.everything:
+        return [f"-A PREROUTING {NOTRACK}", f"-A OUTPUT {NOTRACK}"]
+    found: List[str] = []
+    for flow in bypass.frontends:
+        found += _both_ways(flow, ("PREROUTING", "OUTPUT"))
+    for flow in bypass.backends:
+        found += _both_ways(flow, ("OUTPUT", "PREROUTING"))
+    if not translating:
+        match, types = ERRORS[family]
+        found += [f"-A PREROUTING {match} {n} {_LOCAL} {NOTRACK}" for n in types]
+    return list(dict.fromkeys(found))
+
+
+# An error about a forwarded flow stays with conntrack, which knows that flow.
+_LOCAL = "-m addrtype --dst-type LOCAL"
+
+
+def _both_ways(flow: Flow, hooks: Tuple[str, str]) -> List[str]:
+    """Requests at the first hook, replies at the second, and for loopback the one that is left at OUTPUT.
+
+    A packet on loopback passes OUTPUT and then PREROUTING, and keeps the mark it got first.
+    """
+    there, back = hooks
+    request, reply = _match(flow, "d"), _match(flow, "s")
+    loop = reply if there == "OUTPUT" else request
+    return [f"-A {there} {request} {NOTRACK}", f"-A {back} {reply} {NOTRACK}", f"-A OUTPUT -o lo {loop} {NOTRACK}"]
+
+
+def _match(flow: Flow, side: str) -> str:
+    address = f"-{side} {flow.address} " if flow.address else ""
+    return f"{address}-p {flow.protocol} -m {flow.protocol} --{side}port {ports_text(flow.ports)}"
+
+
+def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> List[Line]:
+    """The lines of *base* with our rules at the head of the raw chains."""
+    texts = _raw_rules(base.family, bypass, translating)
+    lines = list(base.lines)
+    ours = [Line(0, text, "rule", "raw", text.split()[1]) for text in texts]
+    if "raw" not in base.tables():
+        return [*lines, Line(0, "*raw", "table", "raw"),
+                Line(0, ":PREROUTING ACCEPT [0:0]", "chain", "raw", "PREROUTING"),
+                Line(0, ":OUTPUT ACCEPT [0:0]", "chain", "raw", "OUTPUT"),
+                *ours, Line(0, "COMMIT", "commit", "raw")]  # fmt: skip
+    at = 1 + max(i for i, x in enumerate(lines) if x.table == "raw" and x.kind in ("table", "chain"))
+    lines[at:at] = ours
+    return lines
+
+
+# --- the twins of stateful rules -------------------------------------------------------
+
+
+def _with_twins(base: RuleSet, lines: Iterable[Line], bypass: Bypass, changes: List[Change]) -> List[Line]:
+    result: List[Line] = []
+    for line in lines:
+        if line.kind == "rule" and line.table not in ("raw", "nat") and not _is_own(line):
+            for text in _twins(base, line, bypass):
+                result.append(Line(line.number, text, "rule", line.table, line.chain))
+                changes.append(_added(text, f"the untracked flows' twin of line {line.number}: {line.text}"))
+        result.append(line)
+    return result
+
+
+def _twins(base: RuleSet, line: Line, bypass: Bypass) -> List[str]:
+    if "state" not in line.text:
+        return []
+    rule = line.rule
+    states = stateful.states_of(rule) if rule.command == "-A" else None
+    if states is None or "UNTRACKED" in states or _elsewhere(rule, states, base, line, bypass):
+        return []
+    hooks = base.hooks.get((line.table, line.chain), ())
+    parts = [p for p in selection.parts_for(rule, base.family, _replies(bypass, hooks)) if _concerns(p, bypass)]
+    chosen = selection.select(rule, base.family, tuple(parts), states, frozenset())
+    pieces = chosen.pieces if chosen.form != "around" else ()
+    return [_twin(rule, piece) for piece in pieces]
+
+
+def _concerns(part: Part, bypass: Bypass) -> bool:
+    """Whether packets of *part* can be untracked: those of the flows, and errors about them."""
+    if bypass.everything or (part.group == "icmp" and part.state == "RELATED"):
+        return True
+    return any(f.protocol == part.group for f in bypass.frontends + bypass.backends)
+
+
+def _replies(bypass: Bypass, hooks: Tuple[str, ...]) -> Tuple[Reply, ...]:
+    """UDP replies among the flows: from our frontends going out, from backends coming in."""
+    found: List[Reply] = []
+    if {"OUTPUT", "POSTROUTING"} & set(hooks):
+        found += [Reply(f.ports) for f in bypass.frontends if f.protocol == "udp"]
+    if {"INPUT", "PREROUTING"} & set(hooks):
+        found += [Reply(f.ports, bypass.local_ports, f.address) for f in bypass.backends if f.protocol == "udp"]
+    return tuple(found)
+
+
+def _twin(rule: Rule, piece: selection.Piece) -> str:
+    untracked = f"{piece.matches} -m conntrack --ctstate UNTRACKED {TAG}".strip()
+    return edit.rebuilt(_without_comment(rule), piece.protocol, untracked)
+
+
+def _without_comment(rule: Rule) -> Rule:
+    """*rule* without its own comment: a rule carries ours or the administrator's, not both."""
+    options = tuple(o for o in rule.options if o.name != "--comment" and o.value != "comment")
+    if len(options) == len(rule.options):
+        return rule
+    text = " ".join(rule.text[o.start : o.end] for o in options)
+    return parse_rule(text)
+
+
+def _elsewhere(rule: Rule, states: FrozenSet[str], base: RuleSet, line: Line, bypass: Bypass) -> bool:
+    """Whether *rule* names ports that none of the flows uses, so that no twin is needed."""
+    if bypass.everything or "ESTABLISHED" in states:
+        return False
+    ports = [f.ports for f in bypass.frontends + bypass.backends]
+    named = named_ports(rule, "--dport", "--dports")
+    return bool(named) and not any(a <= last and first <= b for a, b in named for first, last in ports)
+
+
+# --- flows that the rules do not let through -------------------------------------------
+
+
+def _opened(result: RuleSet, bypass: Bypass, translating: bool, changes: List[Change]) -> RuleSet:
+    """Accept what a flow needs and no rule lets through."""
+    texts: List[str] = []
+    for flow in bypass.frontends:
+        texts += _missing(result, "INPUT", flow, syn_to(flow), _match(flow, "d"), changes,
+                          f"{flow.protocol} port {ports_text(flow.ports)} was closed and is open now")  # fmt: skip
+        texts += _missing(result, "OUTPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
+    for flow in bypass.backends:
+        texts += _missing(result, "OUTPUT", flow, syn_to(flow), _match(flow, "d"), changes,
+                          f"connections to {flow.protocol} port {ports_text(flow.ports)} were refused")  # fmt: skip
+        texts += _missing(result, "INPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
+    if translating and _drops_invalid(result):
+        match, types = ERRORS[result.family]
+        texts += [f"-A INPUT {match} {n} {TAG} -j ACCEPT" for n in types]
+    if not texts:
+        return result
+    lines = list(result.lines)
+    at = 1 + max(i for i, x in enumerate(lines) if x.table == "filter" and x.kind in ("table", "chain"))
+    lines[at:at] = [Line(0, text, "rule", "filter", text.split()[1]) for text in dict.fromkeys(texts)]
+    return result.with_lines(lines)
+
+
+def _answers(flow: Flow) -> str:
+    """Only segments of a running connection come back: a SYN from a backend's port is new."""
+    return " --tcp-flags ACK ACK" if flow.protocol == "tcp" else ""
+
+
+def syn_to(flow: Flow) -> Packet:
+    """The first packet of *flow*, untracked."""
+    if flow.protocol == "tcp":
+        return syn(flow.ports[0], "UNTRACKED")
+    return Packet(flow.protocol, flow.ports[0], None, 0, None, "UNTRACKED")
+
+
+def answer_from(flow: Flow) -> Packet:
+    """A packet coming back in *flow*, untracked."""
+    flags = FLAG_BITS["ACK"] if flow.protocol == "tcp" else 0
+    return Packet(flow.protocol, 40000, flow.ports[0], flags, None, "UNTRACKED")
+
+
+def _missing(
+    result: RuleSet, hook: str, flow: Flow, packet: Packet, match: str, changes: List[Change], widens: str = ""
+) -> List[str]:
+    if "ACCEPT" in verdicts(result, hook, packet) or "filter" not in result.tables():
+        return []
+    text = f"-A {hook} {match} {TAG} -j ACCEPT"
+    changes.append(_added(text, f"no rule lets this flow through at {hook}", widens or None))
+    return [text]
+
+
+def _drops_invalid(ruleset: RuleSet) -> bool:
+    return any("INVALID" in (stateful.states_of(x.rule) or ()) and x.rule.target != "ACCEPT"
+               for x in ruleset.rules("filter") if "INVALID" in x.text)  # fmt: skip
+
+
+# --- blockers --------------------------------------------------------------------------
+
+
+def _nat_blockers(base: RuleSet, bypass: Bypass) -> Tuple[RuleBlocker, ...]:
+    found: List[RuleBlocker] = []
+    for line in base.rules("nat"):
+        rule = line.rule
+        if rule.target in stateful.NAT_TARGETS and _meets(rule, line.chain, bypass):
+            found.append(RuleBlocker(line.number, line.text, "it translates a flow that is to bypass conntrack, and "
+                                     "an untracked packet is never translated",
+                                     "remove the rule (let haproxy bind the port itself), or take the port out of "
+                                     "conntrack.flows"))  # fmt: skip
+    return tuple(found)
+
+
+def _meets(rule: Rule, chain: str, bypass: Bypass) -> bool:
+    """Whether *rule* can translate one of the flows."""
+    if bypass.everything:
+        return True
+    named = named_ports(rule, "--dport", "--dports")
+    protocol = rule.first("-p")
+    source_side = rule.target in ("MASQUERADE", "SNAT", "NETMAP", "SAME")
+    if source_side and not named:
+        return False  # it names no port: what haproxy sends has this host's own address already
+    flows = [f for f in bypass.frontends + bypass.backends if protocol is None or protocol.value == f.protocol]
+    if not named:
+        return bool(flows) and rule.first("-s", "-d", "-i") is None
+    return any(a <= f.ports[1] and f.ports[0] <= b for a, b in named for f in flows)

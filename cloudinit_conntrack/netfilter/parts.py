@@ -1,0 +1,168 @@
+"""Packets, told apart without conntrack: each part of traffic stands for one state.
+
+The rewrite replaces the question "which state is this packet's connection in" by "which
+part does this packet belong to".  The parts are disjoint, so a rule that matched a set of
+states becomes the rules of the parts that stand for those states, and every order, jump
+and policy around it keeps its meaning.
+
+Sources: ``tcp_conntracks`` and ``tcp_valid_flags`` in nf_conntrack_proto_tcp.c (a segment
+with neither SYN, ACK nor RST, or with SYN and FIN, is INVALID); ``icmp_error_message`` in
+nf_conntrack_proto_icmp.c; ``noct_valid_new`` in nf_conntrack_proto_icmpv6.c (neighbour and
+listener discovery are UNTRACKED).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import FrozenSet, Optional, Tuple
+
+from .ruleset import Rule
+
+FLAG_BITS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
+ALL_FLAGS = frozenset(range(64))
+SYN_ONLY = ("FIN,SYN,RST,ACK", "SYN")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some packets of one protocol group.
+
+    *group* is ``tcp``, ``udp``, ``icmp`` or ``other``.  *options* selects the part within
+    its group; an empty text means "the rest of the group", which cannot be selected.
+    *rare* parts carry nothing that a host misses; they are never accepted on their own.
+    """
+
+    group: str
+    name: str
+    state: str
+    options: str
+    meaning: str
+    flags: FrozenSet[int] = frozenset()
+    icmp_type: int = -1
+    rare: bool = False
+
+
+def flags_matching(mask: str, wanted: str) -> FrozenSet[int]:
+    """The flag bytes (of 64) for which ``--tcp-flags mask wanted`` holds."""
+    chosen, value = flag_bits(mask), flag_bits(wanted)
+    return frozenset(flags for flags in ALL_FLAGS if flags & chosen == value)
+
+
+def flag_bits(names: str) -> int:
+    """``SYN,ACK`` as bits; ``ALL`` and ``NONE`` are known."""
+    if names.upper() == "ALL":
+        return 63
+    return sum(FLAG_BITS[n] for n in {name.strip() for name in names.upper().split(",")} if n in FLAG_BITS)
+
+
+def _tcp(name: str, state: str, mask: str, wanted: str, meaning: str) -> Part:
+    return Part("tcp", name, state, f"--tcp-flags {mask} {wanted}", meaning, flags_matching(mask, wanted))
+
+
+TCP: Tuple[Part, ...] = (
+    _tcp("syn", "NEW", *SYN_ONLY, "TCP handshakes (SYN)"),
+    _tcp("ack", "ESTABLISHED", "ACK", "ACK", "TCP segments with ACK set"),
+    # disjoint from "ack", so that a LOG or a limit beside it counts no segment twice
+    _tcp("rst", "ESTABLISHED", "RST,ACK", "RST", "TCP segments with RST set"),
+    _tcp("null", "INVALID", "SYN,RST,ACK", "NONE", "TCP segments without SYN, RST and ACK"),
+    _tcp("synfin", "INVALID", SYN_ONLY[0], "FIN,SYN", "TCP segments with SYN and FIN"),
+)
+UDP_REST = Part("udp", "udp", "NEW", "", "UDP datagrams")
+OTHER = Part("other", "other", "NEW", "", "packets of other protocols")
+
+
+@lru_cache(maxsize=None)
+def icmp_parts(family: str) -> Tuple[Part, ...]:
+    """The parts of ICMP (``ipv4``) or ICMPv6 (``ipv6``), the unlisted rest last."""
+    match = "--icmp-type" if family == "ipv4" else "--icmpv6-type"
+
+    def part(number: int, state: str, meaning: str, rare: bool = False) -> Part:
+        options = f"{match} {number}"
+        return Part("icmp", f"type {number}", state, options, meaning, frozenset(), number, rare)
+
+    if family == "ipv4":
+        found = [
+            part(0, "ESTABLISHED", "echo replies"),
+            part(8, "NEW", "echo requests"),
+            part(3, "RELATED", "destination-unreachable errors"),
+            part(11, "RELATED", "time-exceeded errors"),
+            part(12, "RELATED", "parameter-problem errors"),
+        ]
+        found += [part(n, "NEW", f"ICMP queries of type {n}", True) for n in (13, 15, 17)]
+        found += [part(n, "ESTABLISHED", f"ICMP replies of type {n}", True) for n in (14, 16, 18)]
+    else:
+        names = {1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem"}
+        found = [part(129, "ESTABLISHED", "echo replies"), part(128, "NEW", "echo requests")]
+        found += [part(n, "RELATED", f"{name} errors") for n, name in names.items()]
+        found += [
+            part(n, "UNTRACKED", f"neighbour and listener discovery (type {n})")
+            for n in (130, 131, 132, 133, 134, 135, 136, 143)
+        ]
+    found.append(Part("icmp", "rest", "INVALID", "", "ICMP messages of other types", rare=True))
+    return tuple(found)
+
+
+ICMP_NAMES = {
+    "ipv4": {
+        "echo-reply": 0, "pong": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5,
+        "echo-request": 8, "ping": 8, "router-advertisement": 9, "router-solicitation": 10,
+        "time-exceeded": 11, "ttl-exceeded": 11, "parameter-problem": 12, "timestamp-request": 13,
+        "timestamp-reply": 14, "address-mask-request": 17, "address-mask-reply": 18,
+        "network-unreachable": 3, "host-unreachable": 3, "protocol-unreachable": 3, "port-unreachable": 3,
+        "fragmentation-needed": 3, "source-route-failed": 3, "network-unknown": 3, "host-unknown": 3,
+        "network-prohibited": 3, "host-prohibited": 3, "TOS-network-unreachable": 3,
+        "TOS-host-unreachable": 3, "communication-prohibited": 3, "host-precedence-violation": 3,
+        "precedence-cutoff": 3, "ttl-zero-during-transit": 11, "ttl-zero-during-reassembly": 11,
+        "ip-header-bad": 12, "required-option-missing": 12, "network-redirect": 5, "host-redirect": 5,
+        "TOS-network-redirect": 5, "TOS-host-redirect": 5,
+    },
+    "ipv6": {
+        "destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "ttl-exceeded": 3,
+        "parameter-problem": 4, "echo-request": 128, "ping": 128, "echo-reply": 129, "pong": 129,
+        "router-solicitation": 133, "router-advertisement": 134, "neighbour-solicitation": 135,
+        "neighbor-solicitation": 135, "neighbour-advertisement": 136, "neighbor-advertisement": 136,
+        "redirect": 137, "mld-listener-query": 130, "mld-listener-report": 131, "mld-listener-done": 132,
+        "mld-listener-reduction": 132, "mld2-listener-report": 143,
+        "no-route": 1, "communication-prohibited": 1, "beyond-scope": 1, "address-unreachable": 1,
+        "port-unreachable": 1, "failed-policy": 1, "reject-route": 1,
+        "ttl-zero-during-transit": 3, "ttl-zero-during-reassembly": 3,
+        "bad-header": 4, "unknown-header-type": 4, "unknown-option": 4,
+    },
+}  # fmt: skip
+
+
+def icmp_type_of(rule: Rule, family: str) -> Optional[int]:
+    """The ICMP type that *rule* asks for, -1 for an unknown name, ``None`` for any type."""
+    option = rule.first("--icmp-type", "--icmpv6-type")
+    if option is None or option.negated or option.value in ("any", "255"):
+        return None
+    name = option.value.split("/")[0]
+    return int(name) if name.isdigit() else ICMP_NAMES[family].get(name, -1)
+
+
+def flags_of(rule: Rule) -> FrozenSet[int]:
+    """The TCP flag bytes (of 64) that *rule* can match."""
+    allowed = ALL_FLAGS
+    for option in rule.all("--syn", "--tcp-flags"):
+        mask, wanted = SYN_ONLY if option.name == "--syn" else (option.args + ("", ""))[:2]
+        chosen = flags_matching(mask, wanted)
+        allowed &= ALL_FLAGS - chosen if option.negated else chosen
+    return allowed
+
+
+PROTOCOLS = {"tcp": "tcp", "6": "tcp", "udp": "udp", "17": "udp"}
+
+
+def groups_of(rule: Rule, family: str) -> Tuple[str, ...]:
+    """The protocol groups that *rule* can match, by its ``-p``."""
+    option = rule.first("-p")
+    everything = ("tcp", "udp", "icmp", "other")
+    if option is None or option.value.lower() in ("all", "0", "any"):
+        return everything
+    own = ("icmp", "1") if family == "ipv4" else ("icmp", "icmpv6", "ipv6-icmp", "58")
+    name = option.value.lower()
+    group = "icmp" if name in own else PROTOCOLS.get(name, "other")
+    if not option.negated:
+        return (group,)
+    return tuple(g for g in everything if g != group or g == "other")

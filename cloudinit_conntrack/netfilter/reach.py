@@ -1,0 +1,158 @@
+"""Which verdicts a packet can meet: rules walked as the kernel walks them.
+
+Matches that we do not know for the packet at hand (its address, an ipset, a limit) are
+taken both ways, so the answer is a set: ``{"ACCEPT"}`` is certain, ``{"ACCEPT", "DROP"}``
+depends on what is unknown, and a verdict that is missing cannot happen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, List, Optional, Set, Tuple
+
+from .parts import FLAG_BITS, flags_of, groups_of, icmp_type_of
+from .replies import named_ports
+from .ruleset import Rule, RuleSet
+from .stateful import STATE_OPTIONS, STATES
+
+VERDICTS = frozenset(("ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "TPROXY"))
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A packet as far as it is known; ``None`` and empty mean unknown.
+
+    *group* is ``tcp``, ``udp`` or ``icmp``; *flags* is the TCP flag byte; *interface* is
+    the one it comes in by (INPUT) or goes out by (OUTPUT).
+    """
+
+    group: str
+    dport: Optional[int] = None
+    sport: Optional[int] = None
+    flags: int = 0
+    icmp_type: Optional[int] = None
+    state: str = ""
+    interface: str = ""
+
+
+def syn(port: int, state: str = "NEW") -> Packet:
+    """A handshake from outside to *port*."""
+    return Packet("tcp", port, None, FLAG_BITS["SYN"], None, state)
+
+
+def verdicts(ruleset: RuleSet, hook: str, packet: Packet, table: str = "filter") -> FrozenSet[str]:
+    """The verdicts that *packet* can meet at *hook* of *table*; ACCEPT where nothing is."""
+    chains = ruleset.chains.get(table, {})
+    if hook not in chains:
+        return frozenset(("ACCEPT",))
+    found: Set[str] = set()
+    if _walk(ruleset, table, hook, packet, found, ()):
+        found.add(chains[hook] or "ACCEPT")
+    return frozenset("DROP" if verdict == "REJECT" else verdict for verdict in found)
+
+
+def _walk(
+    ruleset: RuleSet, table: str, chain: str, packet: Packet, found: Set[str], seen: Tuple[str, ...]
+) -> bool:
+    """Collect verdicts in *found*; whether the packet can come out at the chain's end."""
+    if chain in seen or len(seen) > 64:
+        return True  # the kernel refuses loops
+    returns = False
+    for line in ruleset.appended.get((table, chain), ()):
+        answer = _matches(line.rule, ruleset.family, packet)
+        if answer is False:
+            continue
+        ends, comes_back = _target(ruleset, table, line.rule, packet, found, (*seen, chain))
+        returns = returns or comes_back
+        if ends and answer is True:
+            return returns
+    return True
+
+
+def _target(
+    ruleset: RuleSet, table: str, rule: Rule, packet: Packet, found: Set[str], seen: Tuple[str, ...]
+) -> Tuple[bool, bool]:
+    """Follow *rule*'s target: whether the chain ends here, and whether its caller goes on."""
+    target = rule.target
+    if target in VERDICTS:
+        found.add(target)
+        return True, False
+    if target == "RETURN":
+        return True, True
+    if target in ruleset.chains.get(table, {}):
+        through = _walk(ruleset, table, target, packet, found, seen)
+        return (True, through) if rule.first("-g") else (not through, False)
+    return False, False
+
+
+def _matches(rule: Rule, family: str, packet: Packet) -> Optional[bool]:
+    """Whether *rule* matches: True, False, or ``None`` for "it depends"."""
+    if packet.group not in groups_of(rule, family):
+        return False
+    answers: List[Optional[bool]] = [
+        _port(rule, packet.dport, "--dport", "--dports"),
+        _port(rule, packet.sport, "--sport", "--sports"),
+        _flags(rule, packet),
+        _icmp(rule, family, packet),
+        _state(rule, packet),
+        _interface(rule, packet),
+        _unmodelled(rule),
+    ]
+    if False in answers:
+        return False
+    return None if None in answers else True
+
+
+def _port(rule: Rule, port: Optional[int], *names: str) -> Optional[bool]:
+    options = rule.all(*names)
+    if not options:
+        return True
+    if port is None or any(o.negated for o in options):
+        return None
+    return any(first <= port <= last for first, last in named_ports(rule, *names))
+
+
+def _flags(rule: Rule, packet: Packet) -> Optional[bool]:
+    return packet.group != "tcp" or packet.flags in flags_of(rule)
+
+
+def _icmp(rule: Rule, family: str, packet: Packet) -> Optional[bool]:
+    if packet.group != "icmp":
+        return True
+    wanted = icmp_type_of(rule, family)
+    return True if wanted is None else (None if packet.icmp_type is None else wanted == packet.icmp_type)
+
+
+def _state(rule: Rule, packet: Packet) -> Optional[bool]:
+    for option in rule.all(*STATE_OPTIONS):
+        names = frozenset(option.value.upper().split(","))
+        if not packet.state or not names <= frozenset(STATES):
+            return None
+        if (packet.state in names) == option.negated:
+            return False
+    return True
+
+
+def _interface(rule: Rule, packet: Packet) -> Optional[bool]:
+    for option in rule.all("-i", "-o"):
+        if option.value == "lo" and packet.interface != "lo":
+            if not option.negated:
+                return False
+        else:
+            return None
+    return True
+
+
+_MODELLED = frozenset(
+    "-A -I -p -m -j -g -i -o --dport --dports --sport --sports --syn --tcp-flags --icmp-type --icmpv6-type --state "
+    "--ctstate --comment --reject-with --notrack --log-prefix --log-level --log-ip-options --log-tcp-options".split()
+)
+
+
+def _unmodelled(rule: Rule) -> Optional[bool]:
+    other = [o for o in rule.options if o.name not in _MODELLED]
+    return None if any(not _anywhere(o.name, o.value) for o in other) else True
+
+
+def _anywhere(name: str, value: str) -> bool:
+    return name in ("-s", "-d") and value in ("0.0.0.0/0", "::/0")

@@ -1,0 +1,163 @@
+"""Which UDP datagrams are replies: conntrack knew from the request, we know from the ports.
+
+A reply is recognised by the port it comes from, and, where it comes in from outside, by
+going to a port that this host uses for requests.  The ports are those that the rules or
+``flows.outbound`` name (CONTRACT.md, G2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Tuple
+
+from .ruleset import Line, Rule, RuleSet
+from .stateful import states_of
+
+Ports = Tuple[int, int]
+HIGH_PORTS: Ports = (1024, 65535)
+HOOKS_WITH_REPLIES = ("INPUT", "OUTPUT", "FORWARD")
+
+
+@dataclass(frozen=True)
+class UdpFlow:
+    """UDP that this host asks for (*ports* are remote) or answers (*ports* are local)."""
+
+    ports: Ports
+    address: str = ""
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """UDP datagrams from *sport* to *dport*, as ranges; empty addresses mean any."""
+
+    sport: Ports
+    dport: Optional[Ports] = None
+    source: str = ""
+    destination: str = ""
+
+    @property
+    def options(self) -> str:
+        """The match as iptables options; the addresses are apart, see :attr:`addresses`."""
+        text = f"--sport {ports_text(self.sport)}"
+        return f"{text} --dport {ports_text(self.dport)}" if self.dport else text
+
+    @property
+    def addresses(self) -> str:
+        """``-s`` and ``-d`` of the match, or an empty text."""
+        parts = [f"-s {self.source}"] if self.source else []
+        return " ".join(parts + ([f"-d {self.destination}"] if self.destination else []))
+
+    @property
+    def meaning(self) -> str:
+        """The match for a person."""
+        text = f"UDP datagrams from port {ports_text(self.sport)}"
+        text += f" of {self.source}" if self.source else ""
+        return text + (f" to local port {ports_text(self.dport)}" if self.dport else "")
+
+
+def ports_text(ports: Optional[Ports]) -> str:
+    """``53`` or ``8000:8010``."""
+    if ports is None:
+        return ""
+    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}:{ports[1]}"
+
+
+def outbound_replies(flows: Iterable[UdpFlow], family: str, local_ports: Ports) -> Tuple[Reply, ...]:
+    """Replies to what this host asks for: they come in, to the ports it asks from.
+
+    A DHCP client answers on port 68 (546 for DHCPv6, from the server's 547), and ntpd asks
+    from port 123 itself.
+    """
+    found: List[Reply] = []
+    for flow in flows:
+        if flow.family not in ("", family):
+            continue
+        if flow.ports == (67, 67):
+            server, client = ((67, 67), (68, 68)) if family == "ipv4" else ((547, 547), (546, 546))
+            found.append(Reply(server, client, flow.address))
+            continue
+        found.append(Reply(flow.ports, local_ports, flow.address))
+        if flow.ports == (123, 123):
+            found.append(Reply(flow.ports, (123, 123), flow.address))
+    return tuple(found)
+
+
+def replies_by_hook(
+    ruleset: RuleSet,
+    local_ports: Ports,
+    asked: Tuple[UdpFlow, ...],
+    answered: Tuple[UdpFlow, ...],
+) -> Dict[str, Tuple[Reply, ...]]:
+    """The replies that each filter hook sees: those configured, and those the rules name.
+
+    *asked* are flows that this host asks for, *answered* those that it serves.
+    """
+    found: Dict[str, Dict[Reply, None]] = {hook: {} for hook in HOOKS_WITH_REPLIES}
+    found["INPUT"].update(dict.fromkeys(outbound_replies(asked, ruleset.family, local_ports)))
+    for flow in answered:
+        if flow.family in ("", ruleset.family):
+            found["OUTPUT"][Reply(flow.ports, None, "", "")] = None
+    for line in ruleset.rules("filter"):
+        for hook in ruleset.hooks.get(("filter", line.chain), ()):
+            for other, reply in _mirrored(line, hook, local_ports):
+                found[other][reply] = None
+    return {hook: tuple(replies) for hook, replies in found.items()}
+
+
+def _mirrored(line: Line, hook: str, local_ports: Ports) -> List[Tuple[str, Reply]]:
+    """The replies to what *line* lets through as new UDP, each with the hook that sees it."""
+    rule = line.rule
+    if rule.target != "ACCEPT" or not _is_udp(rule) or _on_loopback(rule):
+        return []
+    states = states_of(rule)
+    if states is not None and "NEW" not in states:
+        return []
+    other = {"INPUT": "OUTPUT", "OUTPUT": "INPUT", "FORWARD": "FORWARD"}.get(hook)
+    if other is None:
+        return []
+    back_to = {"INPUT": None, "OUTPUT": local_ports, "FORWARD": HIGH_PORTS}[hook]
+    asked_from = named_ports(rule, "--sport", "--sports")
+    targets = asked_from or ([back_to] if back_to else [None])
+    return [
+        (other, Reply(ports, target, _address(rule, "-d"), _address(rule, "-s")))
+        for ports in named_ports(rule, "--dport", "--dports", "--ports")
+        for target in targets
+    ]
+
+
+def _is_udp(rule: Rule) -> bool:
+    option = rule.first("-p")
+    return option is not None and not option.negated and option.value.lower() in ("udp", "17")
+
+
+def _on_loopback(rule: Rule) -> bool:
+    return any(o.value == "lo" and not o.negated for o in rule.all("-i", "-o"))
+
+
+def _address(rule: Rule, name: str) -> str:
+    option = rule.first(name)
+    return "" if option is None or option.negated or "," in option.value else option.value
+
+
+SERVICES = {"domain": 53, "ntp": 123, "bootps": 67, "bootpc": 68, "http": 80, "https": 443, "ssh": 22, "syslog": 514}
+
+
+def port_number(text: str) -> Optional[int]:
+    """A port written as a number or as one of the few names that saved rules use."""
+    return int(text) if text.isdigit() and int(text) < 65536 else SERVICES.get(text)
+
+
+def named_ports(rule: Rule, *options: str) -> List[Ports]:
+    """The port ranges that *rule* names in *options*; negated ones and unknown names are left out."""
+    found: List[Ports] = []
+    for option in rule.all(*options):
+        if option.negated:
+            continue
+        for item in option.value.split(","):
+            first, _, last = item.partition(":")
+            start = port_number(first) if first else 0
+            end = port_number(last) if last else (65535 if ":" in item else start)
+            if start is not None and end is not None and start <= end:
+                found.append((start, end))
+    return found

@@ -1,0 +1,180 @@
+"""A saved rule-set as lines, so that what nobody changed stays as it was, byte for byte.
+
+A rule-set is what ``iptables-save`` prints and ``iptables-restore`` reads: tables
+(``*filter`` ... ``COMMIT``), chain declarations (``:INPUT DROP [0:0]``), and commands
+(``-A INPUT ...``).  Nothing is normalised: ``format_ruleset(parse(text)) == text``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple
+
+TABLES = ("raw", "mangle", "nat", "filter", "security")
+HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a rule: ``! --dport 80`` is ``Option("--dport", ("80",), True, ...)``.
+
+    *name* is canonical (``-p``, ``-j``, ``--dport``); *start* and *end* are the offsets of
+    the whole option, a leading ``!`` included, in the rule's text.
+    """
+
+    name: str
+    args: Tuple[str, ...]
+    negated: bool
+    start: int
+    end: int
+
+    @property
+    def value(self) -> str:
+        """The first argument, or an empty string."""
+        return self.args[0] if self.args else ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One command of a table.  *text* has no line end; *counters* is ``[1:60]`` or empty."""
+
+    text: str
+    command: str
+    chain: str
+    counters: str
+    options: Tuple[Option, ...]
+
+    def all(self, *names: str) -> Tuple[Option, ...]:
+        """Every option whose canonical name is among *names*, in order."""
+        return tuple(o for o in self.options if o.name in names)
+
+    def first(self, *names: str) -> Optional[Option]:
+        """The first option among *names*, or ``None``."""
+        return next((o for o in self.options if o.name in names), None)
+
+    @cached_property
+    def matches(self) -> Tuple[str, ...]:
+        """Names given to ``-m``, in order."""
+        return tuple(o.value for o in self.options if o.name == "-m")
+
+    @cached_property
+    def target(self) -> str:
+        """What ``-j`` or ``-g`` names; empty for a rule that only counts."""
+        jump = self.first("-j", "-g")
+        return jump.value if jump else ""
+
+    @cached_property
+    def comment(self) -> str:
+        """The text of ``--comment``, or empty."""
+        option = self.first("--comment")
+        return option.value if option else ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line.  *kind* is ``comment``, ``blank``, ``table``, ``chain``, ``rule`` or ``commit``.
+
+    *number* counts from 1 in the input; a line that we made has the number of the line it
+    came from.  *table* and *chain* say where the line belongs (empty outside).
+    """
+
+    number: int
+    text: str
+    kind: str
+    table: str = ""
+    chain: str = ""
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The parsed command of a ``rule`` line."""
+        from . import iptables  # the grammar stands above this file's values
+
+        return iptables.parse_rule(self.text)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """A whole saved rule-set of one family.  *name* is the file's, for messages."""
+
+    family: str
+    name: str
+    lines: Tuple[Line, ...]
+    final_newline: bool = True
+
+    def tables(self) -> Tuple[str, ...]:
+        """Names of the tables that the text holds, in order."""
+        return tuple(line.table for line in self.lines if line.kind == "table")
+
+    def of_table(self, table: str) -> Tuple[Line, ...]:
+        """The lines of *table*, header and COMMIT included."""
+        return tuple(line for line in self.lines if line.table == table)
+
+    def rules(self, table: Optional[str] = None) -> Iterator[Line]:
+        """Every command line, of one table or of all."""
+        return (x for x in self.lines if x.kind == "rule" and table in (None, x.table))
+
+    @cached_property
+    def chains(self) -> Mapping[str, Mapping[str, str]]:
+        """table -> chain -> policy; a user chain has the policy ``-``.
+
+        A built-in chain that is used and not declared keeps the kernel's own ACCEPT.
+        """
+        found: Dict[str, Dict[str, str]] = {}
+        for line in self.lines:
+            if line.kind == "table":
+                found.setdefault(line.table, {})
+            elif line.kind == "chain":
+                found[line.table][line.chain] = line.text.split()[1]
+            elif line.kind == "rule" and line.rule.command in ("-N", "-P"):
+                args = line.rule.options[0].args
+                found[line.table][args[0]] = args[1] if line.rule.command == "-P" else "-"
+            elif line.kind == "rule" and line.chain in HOOKS:
+                found[line.table].setdefault(line.chain, "ACCEPT")
+        return found
+
+    @cached_property
+    def appended(self) -> Mapping[Tuple[str, str], Tuple[Line, ...]]:
+        """(table, chain) -> its rules in the order in which packets meet them."""
+        found: Dict[Tuple[str, str], List[Line]] = {}
+        for line in self.rules():
+            key = (line.table, line.chain)
+            if line.rule.command == "-A":
+                found.setdefault(key, []).append(line)
+            elif line.rule.command == "-I":
+                position = line.rule.options[0].args[1:2]
+                at = int(position[0]) - 1 if position and position[0].isdigit() else 0
+                found.setdefault(key, []).insert(at, line)
+        return {key: tuple(lines) for key, lines in found.items()}
+
+    @cached_property
+    def hooks(self) -> Mapping[Tuple[str, str], Tuple[str, ...]]:
+        """(table, chain) -> the built-in chains from which it is reached, itself included."""
+        found: Dict[Tuple[str, str], Set[str]] = {}
+        for table, chains in self.chains.items():
+            for hook in (c for c in chains if c in HOOKS):
+                for chain in self._reached(table, hook):
+                    found.setdefault((table, chain), set()).add(hook)
+        return {key: tuple(h for h in HOOKS if h in hooks) for key, hooks in found.items()}
+
+    def _reached(self, table: str, start: str) -> Set[str]:
+        seen: Set[str] = set()
+        waiting = [start]
+        while waiting:
+            chain = waiting.pop()
+            if chain in seen:
+                continue
+            seen.add(chain)
+            targets = (x.rule.target for x in self.appended.get((table, chain), ()))
+            waiting.extend(t for t in targets if t in self.chains[table])
+        return seen
+
+    def with_lines(self, lines: Iterable[Line]) -> RuleSet:
+        """The same rule-set with other lines."""
+        return replace(self, lines=tuple(lines))
+
+
+def format_ruleset(ruleset: RuleSet) -> str:
+    """The text of *ruleset*, ready for ``iptables-restore``."""
+    text = "\n".join(line.text for line in ruleset.lines)
+    return text + "\n" if ruleset.final_newline and ruleset.lines else text

@@ -1,0 +1,197 @@
+"""From "these parts of traffic, not those" to the shortest rules that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import FrozenSet, List, Optional, Tuple
+
+from .parts import OTHER, TCP, UDP_REST, Part, flags_of, groups_of, icmp_parts, icmp_type_of
+from .replies import Ports, Reply, named_ports
+from .ruleset import Rule
+
+# Targets that end a packet's way through the table.
+FINAL = frozenset(("ACCEPT", "DROP", "REJECT"))
+# Matches that keep a count of their own: split into several rules they would count several times.
+COUNTING = frozenset(("limit", "quota", "quota2", "statistic", "hashlimit", "nfacct", "rateest"))
+PROTOCOL_OF_ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+MATCH_OF_ICMP = {"ipv4": "icmp", "ipv6": "icmp6"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One rule to write: the original with this protocol and these matches added."""
+
+    protocol: str
+    matches: str
+    parts: Tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a rule shall match; *chosen* are the parts that it will match.
+
+    ``beside``: *pieces* are the rules to write, side by side.  ``shared``: the same, but one
+    rule must serve them all, since it counts.  ``around``: *pieces* are what must go around
+    the rule, because what is chosen has no match of its own ("every other protocol").
+    """
+
+    form: str
+    pieces: Tuple[Piece, ...]
+    chosen: Tuple[Part, ...] = ()
+
+
+def parts_for(rule: Rule, family: str, replies: Tuple[Reply, ...]) -> Tuple[Part, ...]:
+    """The parts of traffic that *rule* can match at all, its state match aside."""
+    found: List[Part] = []
+    groups = groups_of(rule, family)
+    if "tcp" in groups:
+        allowed = flags_of(rule)
+        found += [part for part in TCP if part.flags & allowed]
+    if "udp" in groups:
+        found += [reply_part(r) for r in replies if not _apart(rule, r)] + [UDP_REST]
+    if "icmp" in groups:
+        wanted = icmp_type_of(rule, family)
+        listed = icmp_parts(family)
+        own = [part for part in listed if wanted is None or part.icmp_type == wanted]
+        found += own or [listed[-1]]
+    if "other" in groups:
+        found.append(OTHER)
+    return tuple(found)
+
+
+def reply_part(reply: Reply) -> Part:
+    """UDP replies as a part of traffic; the addresses stand before a ``|``."""
+    return Part("udp", f"{reply.addresses}|{reply.options}", "ESTABLISHED", reply.options, reply.meaning)
+
+
+def _apart(rule: Rule, reply: Reply) -> bool:
+    """Whether no packet can match both."""
+    return _disjoint(named_ports(rule, "--sport", "--sports"), reply.sport) or (
+        reply.dport is not None and _disjoint(named_ports(rule, "--dport", "--dports"), reply.dport)
+    )
+
+
+def _disjoint(ranges: List[Ports], wanted: Ports) -> bool:
+    return bool(ranges) and all(last < wanted[0] or wanted[1] < first for first, last in ranges)
+
+
+def select(
+    rule: Rule,
+    family: str,
+    parts: Tuple[Part, ...],
+    states: FrozenSet[str],
+    decided: FrozenSet[str],
+) -> Selection:
+    """Choose rules that match the *parts* standing for *states* and no other part.
+
+    Parts named in *decided* never get here, so they may go either way.  An ACCEPT of new
+    traffic of every protocol also takes ICMP of every type, and UDP replies with it: what
+    may come in uninvited may come in invited.
+    """
+    accepts = rule.target == "ACCEPT"
+    chosen, refused = _sort(rule, parts, states, decided, accepts)
+    if not chosen:
+        return Selection("beside", ())
+    pieces = _pieces(rule, family, parts, chosen, refused)
+    if pieces is None:
+        around = tuple(p for group in _groups(refused) for p in _listed(rule, family, group))
+        return Selection("around", around, chosen)
+    counting = len(pieces) > 1 and any(name in COUNTING for name in rule.matches)
+    return Selection("shared" if counting else "beside", pieces, chosen)
+
+
+def _sort(
+    rule: Rule, parts: Tuple[Part, ...], states: FrozenSet[str], decided: FrozenSet[str], accepts: bool
+) -> Tuple[Tuple[Part, ...], Tuple[Part, ...]]:
+    """The parts that must match, and those that must not; the others do not matter."""
+    open_door = accepts and "NEW" in states
+    wide = open_door and rule.first("-p") is None
+    chosen: List[Part] = []
+    refused: List[Part] = []
+    for part in parts:
+        if part.name in decided or (part.group == "icmp" and part.name == "rest"):
+            continue
+        reply = part.group == "udp" and part.state == "ESTABLISHED"
+        if part.state in states:
+            chosen += [] if part.rare and accepts and not open_door else [part]
+        elif (open_door and reply) or (wide and part.group == "icmp"):
+            continue
+        elif not (part.rare and accepts):
+            refused.append(part)
+    return tuple(chosen), tuple(refused)
+
+
+def _groups(parts: Tuple[Part, ...]) -> List[Tuple[Part, ...]]:
+    names = dict.fromkeys(part.group for part in parts)
+    return [tuple(p for p in parts if p.group == name) for name in names]
+
+
+def _pieces(
+    rule: Rule, family: str, parts: Tuple[Part, ...], chosen: Tuple[Part, ...], refused: Tuple[Part, ...]
+) -> Optional[Tuple[Piece, ...]]:
+    """Rules side by side, or ``None`` where the rest of a group cannot be told apart."""
+    if not refused:
+        return (Piece("", "", chosen),)
+    present = {part.group for part in parts}
+    whole = {part.group for part in chosen} - {part.group for part in refused}
+    any_protocol = rule.first("-p") is None
+    if any_protocol and "other" in whole and "tcp" in present and whole | {"tcp"} >= present - _undecided(parts, chosen, refused):
+        rest = tuple(p for p in chosen if p.group != "tcp")
+        tcp = tuple(p for p in chosen if p.group == "tcp")
+        return (*_listed(rule, family, tcp), Piece("! tcp", "", rest))
+    if "other" in whole and present != {"other"}:
+        return None
+    found: List[Piece] = []
+    for group in _groups(chosen):
+        if group[0].group in whole:
+            found.append(Piece(_protocol(group[0].group, family), "", group))
+        elif any(not part.options for part in group):
+            return None
+        else:
+            found.extend(_listed(rule, family, group))
+    return tuple(found)
+
+
+def _undecided(parts: Tuple[Part, ...], chosen: Tuple[Part, ...], refused: Tuple[Part, ...]) -> FrozenSet[str]:
+    """Groups of which nothing matters."""
+    return frozenset(p.group for p in parts) - frozenset(p.group for p in chosen + refused)
+
+
+def _protocol(group: str, family: str) -> str:
+    return PROTOCOL_OF_ICMP[family] if group == "icmp" else ("" if group == "other" else group)
+
+
+def _listed(rule: Rule, family: str, parts: Tuple[Part, ...]) -> Tuple[Piece, ...]:
+    """One piece for each part of a single group."""
+    found: List[Piece] = []
+    for part in parts:
+        protocol = _protocol(part.group, family)
+        found.append(Piece(protocol, _matches(rule, family, part), (part,)))
+    return tuple(found)
+
+
+def _matches(rule: Rule, family: str, part: Part) -> str:
+    if part.group == "tcp":
+        return "" if flags_of(rule) <= part.flags else f"-m tcp {part.options}"
+    if part.group == "icmp":
+        known = icmp_type_of(rule, family) == part.icmp_type
+        return "" if known or not part.options else f"-m {MATCH_OF_ICMP[family]} {part.options}"
+    if part.group == "udp" and part.options:
+        addresses = part.name.split("|")[0]
+        return f"{addresses} -m udp {part.options}".strip()
+    return ""
+
+
+def settled(rule: Rule, parts: Tuple[Part, ...], states: Optional[FrozenSet[str]]) -> FrozenSet[str]:
+    """Names of the parts that end at *rule*, so that no later rule of the chain sees them.
+
+    Only a rule with no condition but protocol, state and comment settles anything.
+    """
+    plain = ("-A", "-p", "-m", "--comment", "--state", "--ctstate", "-j", "--reject-with")
+    if rule.target not in FINAL or any(o.name not in plain for o in rule.options):
+        return frozenset()
+    if any(m not in ("state", "conntrack", "comment", "tcp", "udp", "icmp", "icmp6", "icmpv6") for m in rule.matches):
+        return frozenset()
+    if any(o.name == "-p" and (o.negated or parts == (OTHER,)) for o in rule.options):
+        return frozenset()
+    return frozenset(p.name for p in parts if states is None or p.state in states)

@@ -1,0 +1,163 @@
+"""What depends on connection tracking, in one place.
+
+Each row names an iptables extension, the kernel modules that carry it, why it needs
+conntrack and what to do instead.  Source: ``modules.dep`` of Debian's 5.10, 6.1, 6.12 and
+7.2 kernels, and the Kconfig of net/netfilter ("depends on NF_CONNTRACK") for the older
+eras; ``xt_state`` is served by ``xt_conntrack`` since iptables 1.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, FrozenSet, Mapping, Optional, Tuple
+
+from .ruleset import Rule
+
+
+@dataclass(frozen=True)
+class Extension:
+    """One match or target that needs conntrack."""
+
+    name: str
+    modules: Tuple[str, ...]
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """Why one rule depends on conntrack.  *kind* is ``state``, ``notrack``, ``nat`` or ``other``."""
+
+    kind: str
+    extension: Extension
+
+
+def _row(name: str, modules: str, reason: str, remedy: str) -> Extension:
+    return Extension(name, tuple(modules.split()), reason, remedy)
+
+
+_PER_PACKET = "use a packet mark (-m mark, -j MARK) set by a rule that looks at each packet"
+_RATE = "limit new connections by '-p tcp --syn -m hashlimit', or in haproxy by a stick-table"
+_NAT = "let haproxy do it (bind another port, 'source'), or keep conntrack for it with 'mode: notrack'"
+_HELPER = "remove the helper, or keep conntrack for it with 'mode: notrack'"
+
+MATCHES: Mapping[str, Extension] = {
+    row.name: row
+    for row in (
+        _row("state", "xt_conntrack xt_state ipt_state", "matches the connection's state", ""),
+        _row("conntrack", "xt_conntrack ipt_conntrack", "matches the connection's state", ""),
+        _row("connmark", "xt_connmark ipt_connmark", "matches the connection's mark", _PER_PACKET),
+        _row("connbytes", "xt_connbytes", "counts a connection's bytes", "use -m quota, or haproxy's own counters"),
+        _row("connlabel", "xt_connlabel", "matches a connection's label", _PER_PACKET),
+        _row("connlimit", "xt_connlimit nf_conncount", "counts a source's connections", _RATE),
+        _row("helper", "xt_helper", "matches connections that a helper expects", _HELPER),
+        _row("cluster", "xt_cluster", "hashes a connection's source", "balance in front of this host"),
+        _row("ipvs", "xt_ipvs", "matches IPVS connections, which need conntrack here", "let haproxy balance"),
+        _row("layer7", "xt_layer7 ipt_layer7", "inspects a connection's stream", "inspect in haproxy"),
+        _row("connrate", "xt_connrate", "measures a connection's rate", _RATE),
+    )
+}
+
+TARGETS: Mapping[str, Extension] = {
+    row.name: row
+    for row in (
+        _row("CT", "xt_CT", "sets up tracking (zone, helper, timeout)", _HELPER),
+        _row("NOTRACK", "xt_CT xt_NOTRACK", "only says what is not tracked; it pins nf_conntrack", ""),
+        _row("CONNMARK", "xt_connmark xt_CONNMARK", "marks the connection", _PER_PACKET),
+        _row("CONNSECMARK", "xt_CONNSECMARK", "labels the connection", "label packets by SECMARK alone"),
+        _row("SNAT", "xt_nat iptable_nat ip6table_nat nft_chain_nat nf_nat", "translates addresses", _NAT),
+        _row("DNAT", "xt_nat iptable_nat ip6table_nat nft_chain_nat nf_nat", "translates addresses", _NAT),
+        _row("MASQUERADE", "xt_MASQUERADE ipt_MASQUERADE ip6t_MASQUERADE nf_nat", "translates addresses", _NAT),
+        _row("REDIRECT", "xt_REDIRECT ipt_REDIRECT nf_nat", "translates ports", "bind haproxy to the port itself"),
+        _row("NETMAP", "xt_NETMAP ipt_NETMAP nf_nat", "translates addresses", _NAT),
+        _row("SAME", "ipt_SAME ip_nat", "translates addresses", _NAT),
+        _row("CLUSTERIP", "ipt_CLUSTERIP", "shares an address by connection", "use keepalived or an anycast route"),
+        _row("SYNPROXY", "ipt_SYNPROXY ip6t_SYNPROXY nf_synproxy_core", "proxies handshakes",
+             "set net.ipv4.tcp_syncookies=1"),
+        _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections", "remove it"),
+    )
+}  # fmt: skip
+
+# Extensions that look at one packet (or keep lists of their own) and link to nothing of
+# conntrack.  xt_socket needs it on RHEL 6 only, whose Python is too old for us.
+INDEPENDENT: FrozenSet[str] = frozenset(
+    """
+    addrtype ah bpf cgroup comment condition cpu dccp devgroup dscp dst ecn eui64 esp frag geoip hashlimit hbh hl
+    icmp icmp6 icmpv6 iface ipcomp iprange ipv4options ipv6header length length2 limit lscan mac mark mh multiport
+    nfacct osf owner physdev pkttype policy psd quota quota2 rateest realm recent rpfilter rt sctp set socket srh
+    standard statistic string tcp tcpmss time tos ttl u32 udp udplite unclean
+    ACCEPT ACCOUNT AUDIT CHECKSUM CHAOS CLASSIFY DELUDE DHCPMAC DNETMAP DROP DSCP ECHO ECN HL HMARK IDLETIMER IPMARK
+    LED LOG LOGMARK MARK MIRROR NFLOG NFQUEUE PROTO QUEUE RATEEST RECENT REJECT RETURN SECMARK SET STEAL SYSRQ TARPIT
+    TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG
+    """.split()
+)
+
+NAT_TARGETS = frozenset(("SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SAME"))
+STATE_OPTIONS = ("--state", "--ctstate")
+STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+
+
+def is_notrack(rule: Rule) -> bool:
+    """Whether *rule* only exempts packets from tracking (``NOTRACK``, ``CT --notrack``)."""
+    return rule.target == "NOTRACK" or (rule.target == "CT" and rule.first("--notrack") is not None)
+
+
+def dependency(rule: Rule, table: str = "") -> Optional[Dependency]:
+    """Why *rule* depends on conntrack, the gravest reason first; ``None`` when it does not.
+
+    A jump to a user chain depends on nothing; extension names are compared as written.
+    """
+    if is_notrack(rule):
+        return Dependency("notrack", TARGETS["NOTRACK"])
+    if rule.target in NAT_TARGETS:
+        return Dependency("nat", TARGETS[rule.target])
+    if rule.target in TARGETS:
+        return Dependency("other", TARGETS[rule.target])
+    for name in rule.matches:
+        if name in MATCHES and name not in ("state", "conntrack"):
+            return Dependency("other", MATCHES[name])
+    states = next((name for name in rule.matches if name in ("state", "conntrack")), None)
+    if states is not None:
+        return Dependency("state", MATCHES[states])
+    if table == "nat" and rule.command in ("-A", "-I"):
+        return Dependency("nat", _row("nat", "iptable_nat nf_nat", "stands in the nat table, which is a part of conntrack", _NAT))
+    return None
+
+
+def unknown_extension(rule: Rule, user_chains: Mapping[str, str]) -> str:
+    """The first match or target that we know nothing about, or an empty string."""
+    for name in rule.matches:
+        if name not in MATCHES and name not in INDEPENDENT:
+            return name
+    target = rule.target
+    known = target in TARGETS or target in INDEPENDENT or target in user_chains
+    return "" if known or not target else target
+
+
+def states_of(rule: Rule) -> Optional[FrozenSet[str]]:
+    """The set of states that *rule* matches, every state option taken together.
+
+    ``None`` when the rule uses something of the match that is no plain state (DNAT, SNAT,
+    ctdir, ctproto ...): that cannot be told from one packet.
+    """
+    wanted = frozenset(STATES)
+    for option in rule.all(*STATE_OPTIONS):
+        names = frozenset(name for name in option.value.upper().split(",") if name)
+        if not names <= frozenset(STATES):
+            return None
+        wanted &= frozenset(STATES) - names if option.negated else names
+    foreign = [o for o in rule.options if o.name.startswith("--ct") and o.name != "--ctstate"]
+    return None if foreign or not rule.all(*STATE_OPTIONS) else wanted
+
+
+def modules_of(rule: Rule, table: str) -> Tuple[str, ...]:
+    """Conntrack modules that *rule* may hold in use, most likely first."""
+    found: Dict[str, None] = {}
+    for name in rule.matches:
+        if name in MATCHES:
+            found.update(dict.fromkeys(MATCHES[name].modules))
+    if rule.target in TARGETS:
+        found.update(dict.fromkeys(TARGETS[rule.target].modules))
+    if table == "nat":
+        found.update(dict.fromkeys(("iptable_nat", "ip6table_nat", "nft_chain_nat", "nf_nat")))
+    return tuple(found)

@@ -1,0 +1,352 @@
+"""The rewrite: a stateful rule-set in, a stateless one out, and what that changes.
+
+Every rule that asks for a connection's state is replaced by rules that ask which part of
+traffic a packet belongs to (:mod:`.parts`).  Order, chains, policies and every rule that
+does not depend on conntrack stay as they are, byte for byte.  What cannot be said without
+conntrack is a blocker; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, FrozenSet, List, Optional, Tuple
+
+from . import edit, selection, stateful
+from .parts import Part
+from .replies import Ports, Reply, UdpFlow, replies_by_hook
+from .ruleset import HOOKS, Line, Rule, RuleSet
+from .untracked import Exemption, exemptions
+
+DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
+CHAIN_PREFIX = "stateless-"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How to rewrite.
+
+    *stateful* is ``rewrite``, ``remove`` or ``refuse``; *nat* is ``refuse`` or ``remove``.
+    *asked* is UDP that this host asks for, *answered* UDP that it serves; *local_ports* is
+    the range that it asks from (``net.ipv4.ip_local_port_range``).
+    """
+
+    stateful: str = "rewrite"
+    nat: str = "refuse"
+    asked: Tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
+    answered: Tuple[UdpFlow, ...] = ()
+    local_ports: Ports = (32768, 60999)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One rule that changed.  *widens* says which packets are accepted now and were not before."""
+
+    line: int
+    rule: str
+    becomes: Tuple[str, ...]
+    reason: str
+    widens: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class RuleBlocker:
+    """A rule that cannot be made stateless, and what to do about it."""
+
+    line: int
+    rule: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The result; *ruleset* is the input itself where there are blockers."""
+
+    ruleset: RuleSet
+    changes: Tuple[Change, ...] = ()
+    blockers: Tuple[RuleBlocker, ...] = ()
+    notes: Tuple[str, ...] = ()
+
+
+@dataclass
+class _Work:
+    """What one run of the rewrite carries along."""
+
+    ruleset: RuleSet
+    policy: Policy
+    replies: Dict[str, Tuple[Reply, ...]]
+    exempt: Dict[str, Tuple[Exemption, ...]]
+    lines: List[Line] = field(default_factory=list)
+    changes: List[Change] = field(default_factory=list)
+    blockers: List[RuleBlocker] = field(default_factory=list)
+    notes: Dict[str, None] = field(default_factory=dict)
+    decided: Dict[Tuple[str, str], FrozenSet[str]] = field(default_factory=dict)
+    new_chains: Dict[str, List[str]] = field(default_factory=dict)
+
+
+def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
+    """Rewrite *ruleset* so that no rule depends on conntrack.
+
+    Returns the input unchanged, with blockers, where that cannot be done.
+    """
+    work = _Work(
+        ruleset,
+        policy,
+        replies_by_hook(ruleset, policy.local_ports, policy.asked, policy.answered),
+        exemptions(ruleset),
+    )
+    for line in ruleset.lines:
+        if line.kind == "rule":
+            _rewrite_rule(work, line)
+        else:
+            work.lines.append(line)
+    if work.blockers:
+        return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
+    _drop_nat_table(work)
+    _declare_chains(work)
+    result = ruleset.with_lines(work.lines) if work.changes else ruleset
+    return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
+
+
+def _rewrite_rule(work: _Work, line: Line) -> None:
+    if not _may_depend(line):
+        _keep(work, line)
+        return
+    rule = line.rule
+    found = stateful.dependency(rule, line.table)
+    unknown = stateful.unknown_extension(rule, work.ruleset.chains.get(line.table, {}))
+    if unknown:
+        work.notes[f"{work.ruleset.name}:{line.number}: unknown extension {unknown!r}: whether it needs conntrack "
+                   "cannot be told from the rule; the kernel's own evidence decides"] = None  # fmt: skip
+    if found is None:
+        _keep(work, line)
+    elif rule.command not in ("-A", "-I"):
+        _block(work, line, f"{rule.command} of a stateful rule", "save the rules with iptables-save and use that file")
+    elif found.kind == "notrack":
+        _remove(work, line, "nothing is tracked any more, so nothing needs to be exempted")
+    elif found.kind == "nat":
+        _rewrite_nat(work, line, found)
+    elif work.policy.stateful == "refuse":
+        _block(work, line, f"it {found.extension.reason}, and rules.stateful is 'refuse'", "set it to 'rewrite'")
+    elif work.policy.stateful == "remove":
+        _remove(work, line, f"it {found.extension.reason}, and rules.stateful is 'remove'")
+    elif found.kind == "other":
+        _block(work, line, f"it {found.extension.reason}", found.extension.remedy)
+    else:
+        _rewrite_states(work, line)
+
+
+def _may_depend(line: Line) -> bool:
+    """A quick answer for the many rules that plainly do not: no unusual match or target.
+
+    Only ``-m`` names and targets matter, and those of the common rules are few.
+    """
+    words = line.text.split()
+    if line.table == "nat" or '"' in line.text:
+        return True
+    plain = ("tcp", "udp", "icmp", "icmp6", "comment", "multiport", "limit")
+    for at, word in enumerate(words):
+        if word in ("-m", "--match") and (at + 1 >= len(words) or words[at + 1] not in plain):
+            return True
+        if word in ("-j", "--jump") and (at + 1 >= len(words) or words[at + 1] not in ("ACCEPT", "DROP", "RETURN")):
+            return True
+        if len(word) > 2 and word[:2] in ("-m", "-j", "-p", "-g") or word in ("-g", "--goto") or "=" in word:
+            return True
+    # for what later rules of the chain will see
+    return len(words) <= 8
+
+
+def _keep(work: _Work, line: Line) -> None:
+    work.lines.append(line)
+    if line.rule.command == "-A" and line.rule.target in selection.FINAL:
+        _settle(work, line, None)
+
+
+def _settle(work: _Work, line: Line, states: Optional[FrozenSet[str]]) -> None:
+    parts = selection.parts_for(line.rule, work.ruleset.family, _replies_for(work, line))
+    key = (line.table, line.chain)
+    ended = selection.settled(line.rule, parts, states)
+    work.decided[key] = work.decided.get(key, frozenset()) | ended
+
+
+def _replies_for(work: _Work, line: Line) -> Tuple[Reply, ...]:
+    """The UDP replies that *line*'s chain sees; a chain reached from nowhere may see all."""
+    seen_by = {"PREROUTING": ("INPUT", "FORWARD"), "POSTROUTING": ("OUTPUT", "FORWARD")}
+    hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
+    names = dict.fromkeys(name for hook in hooks for name in seen_by.get(hook, (hook,)))
+    return tuple(dict.fromkeys(reply for name in names for reply in work.replies.get(name, ())))
+
+
+def _block(work: _Work, line: Line, reason: str, remedy: str) -> None:
+    work.blockers.append(RuleBlocker(line.number, line.text, reason, remedy))
+
+
+def _remove(work: _Work, line: Line, reason: str) -> None:
+    work.changes.append(Change(line.number, line.text, (), reason))
+
+
+def _rewrite_nat(work: _Work, line: Line, found: stateful.Dependency) -> None:
+    if work.policy.nat == "remove":
+        _remove(work, line, f"it {found.extension.reason}, and rules.nat is 'remove'")
+    else:
+        _block(work, line, f"it {found.extension.reason}; that cannot be done without conntrack", found.extension.remedy)
+
+
+def _rewrite_states(work: _Work, line: Line) -> None:
+    rule = line.rule
+    states = stateful.states_of(rule)
+    if states is None:
+        _block(work, line, "it asks more of a connection than its state", "rewrite it with addresses and ports")
+        return
+    if line.table == "raw":
+        _block(work, line, "in the raw table no packet has a state yet", "remove it, or move it to the filter table")
+        return
+    replies = _replies_for(work, line)
+    parts = selection.parts_for(rule, work.ruleset.family, replies)
+    decided = work.decided.get((line.table, line.chain), frozenset())
+    chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
+    texts = _texts(work, line, chosen)
+    if texts is None:
+        return
+    if "UNTRACKED" in states:
+        extra = _untracked_texts(work, line)
+        if extra is None:
+            return
+        texts += extra
+    _replace(work, line, texts, _reason(states, chosen), _widening(rule, states, chosen))
+    if rule.command == "-A":
+        _settle(work, line, states)
+
+
+def _texts(work: _Work, line: Line, chosen: selection.Selection) -> Optional[List[str]]:
+    rule = line.rule
+    if chosen.form == "beside":
+        return [
+            edit.rebuilt(rule, piece.protocol, piece.matches, rule.counters if len(chosen.pieces) == 1 else "[0:0]")
+            for piece in chosen.pieces
+        ]
+    if rule.target == "RETURN" or rule.first("-g") or rule.command != "-A":
+        _block(work, line, "what it matches takes a chain of its own, and it leaves its chain",
+               "put what it decides into a user chain and jump there")  # fmt: skip
+        return None
+    return _own_chain(work, line, chosen)
+
+
+def _own_chain(work: _Work, line: Line, chosen: selection.Selection) -> List[str]:
+    """Write the rule into a chain of its own: behind RETURNs, or as one rule for many pieces."""
+    chain = _new_chain(work, line.table)
+    final = edit.moved(line.rule, chain, edit.rebuilt(line.rule))
+    if chosen.form == "around":
+        returns = [_plain(chain, piece, "RETURN") for piece in chosen.pieces]
+        work.new_chains[line.table] += [f":{chain} - [0:0]", *returns, final]
+        return [_plain(line.chain, selection.Piece(_own_protocol(line.rule), "", ()), chain)]
+    work.new_chains[line.table] += [f":{chain} - [0:0]", final]
+    own = _own_protocol(line.rule)
+    return [_plain(line.chain, selection.Piece(p.protocol or own, p.matches, ()), chain) for p in chosen.pieces]
+
+
+def _own_protocol(rule: Rule) -> str:
+    option = rule.first("-p")
+    if option is None:
+        return ""
+    return f"! {option.value}" if option.negated else option.value
+
+
+def _plain(chain: str, piece: selection.Piece, target: str) -> str:
+    protocol = piece.protocol
+    head = f"! -p {protocol[2:]}" if protocol.startswith("! ") else (f"-p {protocol}" if protocol else "")
+    return " ".join(word for word in ("-A", chain, head, piece.matches, "-j", target) if word)
+
+
+def _new_chain(work: _Work, table: str) -> str:
+    made = work.new_chains.setdefault(table, [])
+    taken = set(work.ruleset.chains.get(table, {})) | {text.split()[0][1:] for text in made if text[0] == ":"}
+    number = 1
+    while f"{CHAIN_PREFIX}{number}" in taken:
+        number += 1
+    return f"{CHAIN_PREFIX}{number}"
+
+
+def _untracked_texts(work: _Work, line: Line) -> Optional[List[str]]:
+    """The rules that stand for UNTRACKED: one for each exemption that the raw table grants."""
+    hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
+    found = [e for hook in ("PREROUTING", "OUTPUT") if _sees(hook, hooks) for e in work.exempt.get(hook, ())]
+    texts: List[str] = []
+    for exemption in dict.fromkeys(found):
+        if exemption.options is None or edit_conflict(line.rule, exemption):
+            _block(work, line, f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
+                   "name the ports in this rule instead of the state")  # fmt: skip
+            return None
+        texts.append(edit.rebuilt(line.rule, "", exemption.options))
+    return texts
+
+
+def _sees(raw_hook: str, hooks: Tuple[str, ...]) -> bool:
+    local = raw_hook == "OUTPUT"
+    return any((hook in ("OUTPUT", "POSTROUTING")) == local or hook == "POSTROUTING" for hook in hooks)
+
+
+def edit_conflict(rule: Rule, exemption: Exemption) -> bool:
+    """Whether *rule* and *exemption* both name a base option, which iptables allows once."""
+    return bool({o.name for o in rule.all("-p", "-s", "-d", "-i", "-o")} & set(exemption.base))
+
+
+def _replace(work: _Work, line: Line, texts: List[str], reason: str, widens: Optional[str]) -> None:
+    if line.rule.command == "-I" and len(texts) > 1:
+        _block(work, line, "an inserted rule (-I) would become several", "save the rules with iptables-save first")
+        return
+    work.lines.extend(Line(line.number, text, "rule", line.table, line.chain) for text in texts)
+    work.changes.append(Change(line.number, line.text, tuple(texts), reason, widens))
+
+
+def _reason(states: FrozenSet[str], chosen: selection.Selection) -> str:
+    names = ",".join(s for s in stateful.STATES if s in states) or "no state"
+    if not chosen.chosen:
+        return f"{names}: no packet that gets here can stand for it, so the rule never matches"
+    meanings = "; ".join(dict.fromkeys(part.meaning for part in chosen.chosen))
+    lost = " (replies of protocols other than TCP, UDP and ICMP cannot be told apart and are left out)"
+    other = any(part.group == "other" for part in chosen.chosen)
+    return f"{names}: {meanings}" + (lost if "ESTABLISHED" in states and not other and len(chosen.pieces) > 3 else "")
+
+
+def _widening(rule: Rule, states: FrozenSet[str], chosen: selection.Selection) -> Optional[str]:
+    """Which packets an ACCEPT lets in, or a DROP lets pass, that belong to no connection."""
+    if rule.target in ("DROP", "REJECT"):
+        strays = "segments with ACK or RST set and ICMP messages" if rule.first("-p") is None else "packets"
+        return f"{strays} that belong to no connection are not refused here" if states & _STRAY else None
+    if rule.target in ("LOG", "NFLOG", "ULOG", "NFQUEUE") or not chosen.chosen:
+        return None
+    wide = [p for p in chosen.chosen if p.state != "NEW" and not _new_anyway(p, states)]
+    if not wide:
+        return None
+    verb = "accepted" if rule.target == "ACCEPT" else f"sent to {rule.target}"
+    return "; ".join(dict.fromkeys(p.meaning for p in wide)) + f" that belong to no connection are {verb}"
+
+
+# States in which conntrack puts what belongs to no connection (NEW: it picks up streams midway).
+_STRAY = frozenset(("NEW", "INVALID"))
+
+
+def _new_anyway(part: Part, states: FrozenSet[str]) -> bool:
+    return part.group == "udp" and "NEW" in states
+
+
+def _drop_nat_table(work: _Work) -> None:
+    """Drop a nat table without rules: restoring even an empty one loads nf_nat and nf_conntrack."""
+    left = [x for x in work.lines if x.table == "nat"]
+    if not left or any(x.kind == "rule" and x.rule.command in ("-A", "-I") for x in left):
+        return
+    work.lines = [x for x in work.lines if x.table != "nat"]
+    work.changes.append(
+        Change(left[0].number, "*nat", (), "loading even an empty nat table loads nf_nat and nf_conntrack")
+    )
+
+
+def _declare_chains(work: _Work) -> None:
+    for table, texts in work.new_chains.items():
+        declared = [i for i, x in enumerate(work.lines) if x.table == table and x.kind in ("table", "chain")]
+        at = declared[-1] + 1
+        number = work.lines[declared[-1]].number
+        chains = [Line(number, t, "chain", table, t.split()[0][1:]) for t in texts if t.startswith(":")]
+        rules = [Line(number, t, "rule", table, t.split()[1]) for t in texts if not t.startswith(":")]
+        work.lines[at:at] = chains + rules

@@ -1,0 +1,141 @@
+"""What was found on a host, as values.
+
+Everything here is filled in by :mod:`cloudinit_conntrack.host` and read by the pure
+floors.  Nothing in this file touches a file, a process or a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional, Tuple
+
+FAMILIES = ("ipv4", "ipv6")
+BACKENDS = ("legacy", "nft")
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """One regular file, whole: enough to put it back byte for byte.
+
+    *mode* holds the permission bits, times are nanoseconds since the epoch, *xattrs*
+    the extended attributes (a SELinux label among them) as ``(name, value)``.
+    """
+
+    content: bytes
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    xattrs: Tuple[Tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class LiveRules:
+    """The rules in the kernel, of one back end and family, in one network namespace.
+
+    *text* is what ``iptables-save -c`` printed; an empty text means no table is there.
+    """
+
+    backend: str
+    family: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file that is read at boot.
+
+    *kind* is ``rules`` (iptables-save text), ``iptables-config`` (shell assignments of
+    Red Hat's service) or ``ufw-defaults``.  *path* is absolute, as seen inside the root.
+    """
+
+    path: str
+    kind: str
+    family: str
+    image: FileImage
+
+
+@dataclass(frozen=True)
+class Module:
+    """One line of ``/proc/modules``, with what ``/sys/module`` adds.
+
+    *refcount* counts all users; *holders* names the modules among them, so
+    ``refcount - len(holders)`` users are rules, processes or sockets.
+    """
+
+    name: str
+    refcount: int
+    holders: Tuple[str, ...]
+    parameters: Tuple[Tuple[str, str], ...] = ()
+
+    @property
+    def other_users(self) -> int:
+        """Users that are not modules; 0 or more."""
+        return max(0, self.refcount - len(self.holders))
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What modprobe would do for one name: ``blocked``, ``loads``, ``builtin``, ``missing``.
+
+    *evidence* is the first line that modprobe printed.
+    """
+
+    name: str
+    effect: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class OtherNamespace:
+    """Another network namespace, with the rules that live in it.
+
+    *owner* reads like ``pid 812 (containerd-shim)`` or ``/run/netns/blue``.
+    """
+
+    inode: int
+    owner: str
+    rules: Tuple[LiveRules, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The running kernel, as far as connection tracking goes.
+
+    *conntrack* is ``absent``, ``loaded`` or ``builtin``.  *modular* says whether this kernel
+    can load and unload modules at all; *locked* is ``kernel.modules_disabled``.
+    *entries* is the table's count in this namespace, ``None`` when it cannot be read.
+    *forced_unload* is CONFIG_MODULE_FORCE_UNLOAD, ``None`` when the configuration is not there.
+    *sysctls* are the ``net.netfilter.nf_conntrack_*`` values, to be set again by ``revert``.
+    """
+
+    release: str
+    modular: bool
+    locked: bool
+    conntrack: str
+    proc_file: bool
+    modules: Tuple[Module, ...] = ()
+    dependants: Tuple[str, ...] = ()
+    entries: Optional[int] = None
+    forced_unload: Optional[bool] = None
+    local_ports: Tuple[int, int] = (32768, 60999)
+    sysctls: Tuple[Tuple[str, str], ...] = ()
+
+    def module(self, name: str) -> Optional[Module]:
+        """The loaded module *name*, or ``None``."""
+        return next((m for m in self.modules if m.name == name), None)
+
+
+@dataclass(frozen=True)
+class State:
+    """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``)."""
+
+    kernel: Optional[Kernel]
+    live: Tuple[LiveRules, ...] = ()
+    saved: Tuple[SavedFile, ...] = ()
+    block: Optional[FileImage] = None
+    resolutions: Tuple[Resolution, ...] = ()
+    namespaces: Tuple[OtherNamespace, ...] = ()
+    sshd_ports: Tuple[int, ...] = (22,)
+    notes: Tuple[str, ...] = field(default=())

@@ -1,0 +1,170 @@
+"""cloud-init's boot stages in a machine, run as that version's systemd units run them.
+
+Up to 24.2 each stage is a process.  From 24.3 on Debian runs one process for all of them,
+and each unit only says "start" on a socket and waits for the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from machines import Boot, MachineError
+
+SEED = "/var/lib/cloud/seed/nocloud"
+LOG = "/var/log/cloud-init.log"
+
+SEPARATE = (
+    ("init", "--local"),
+    ("init",),
+    ("modules", "--mode=config"),
+    ("modules", "--mode=final"),
+)
+SINGLE_PROCESS = ("local", "network", "config", "final")
+
+# cloud-init's own work that a machine without disks and locales cannot do.  One key type
+# is enough.
+QUIET = """\
+datasource_list: [NoCloud]
+network: {config: disabled}
+growpart: {mode: 'off'}
+resize_rootfs: false
+locale: false
+ssh_genkeytypes: [ed25519]
+"""
+
+LOG_LINE = re.compile(r"^\S+ \S+ - (?P<source>\S+)\[(?P<level>[A-Z]+)\]: (?P<text>.*)")
+QUIET_LEVELS = ("DEBUG", "INFO")
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One record of cloud-init.log; *source* is the Python file that wrote it."""
+
+    source: str
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a boot ended, in cloud-init's own words.
+
+    *codes* are the exit statuses of the four stages, *errors* are those of result.json,
+    *recoverable* those of status.json by level (empty before 23.4, which has none).
+    """
+
+    codes: tuple[int, ...]
+    errors: tuple[str, ...]
+    recoverable: Mapping[str, tuple[str, ...]]
+    status: str
+    status_code: int
+    log: tuple[LogLine, ...]
+
+    @property
+    def warnings(self) -> tuple[LogLine, ...]:
+        """What the log has above INFO.
+
+        20.4 warns where a machine has no DMI tables; that is none of our business.
+        """
+        return tuple(line for line in self.log if line.level not in QUIET_LEVELS and line.source != "dmi.py")
+
+    @property
+    def ours(self) -> tuple[LogLine, ...]:
+        """What our module logged."""
+        return tuple(line for line in self.log if line.source == "cc_conntrack.py")
+
+    @property
+    def said(self) -> str:
+        """The log's texts, to look something up in."""
+        return "\n".join(line.text for line in self.log)
+
+
+def seed(boot: Boot, user_data: str = "#cloud-config\n{}\n", vendor_data: str = "") -> None:
+    """Give the machine its instance: NoCloud data, always of the same instance-id."""
+    boot.write("/etc/cloud/cloud.cfg.d/90_test.cfg", QUIET)
+    boot.write(f"{SEED}/meta-data", "instance-id: i-conntrack\nlocal-hostname: machine\n")
+    boot.write(f"{SEED}/user-data", user_data)
+    boot.write(f"{SEED}/vendor-data", vendor_data)
+
+
+def run_stages(boot: Boot, single_process: bool) -> Outcome:
+    """Run the four stages, and read how they ended."""
+    before = len(_log(boot))
+    codes = _one_process(boot) if single_process else _separate(boot)
+    status = boot.attempt("cloud-init", "status", "--long")
+    result = json.loads(boot.read("/run/cloud-init/result.json"))["v1"]
+    return Outcome(
+        codes=codes,
+        errors=tuple(result["errors"]),
+        recoverable=_recoverable(json.loads(boot.read("/run/cloud-init/status.json"))["v1"]),
+        status=status.stdout,
+        status_code=status.returncode,
+        log=parse_log(_log(boot)[before:]),
+    )
+
+
+def parse_log(text: str) -> tuple[LogLine, ...]:
+    """The records of cloud-init.log; lines of tracebacks are left out."""
+    found = (LOG_LINE.match(line) for line in text.splitlines())
+    return tuple(LogLine(**match.groupdict()) for match in found if match)
+
+
+def _separate(boot: Boot) -> tuple[int, ...]:
+    return tuple(boot.attempt("cloud-init", *stage).returncode for stage in SEPARATE)
+
+
+def _one_process(boot: Boot) -> tuple[int, ...]:
+    with boot.spawn(("cloud-init", "--all-stages")) as process:
+        try:
+            codes = tuple(_start(boot, stage) for stage in SINGLE_PROCESS)
+            process.wait(timeout=20)
+        finally:
+            process.kill()
+    return codes
+
+
+def _start(boot: Boot, stage: str) -> int:
+    """Say "start" as the unit's ``nc -U`` does; the answer is a line of shell with the status."""
+    with _connected(boot, stage) as connection:
+        connection.sendall(b"start")
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    found = re.search(rb"exit (\d+);", answer)
+    if found is None:
+        raise MachineError(f"stage {stage} answered {answer!r}")
+    return int(found[1])
+
+
+def _connected(boot: Boot, stage: str) -> socket.socket:
+    address = str(boot.root / f"run/cloud-init/share/{stage}.sock")
+    deadline = time.monotonic() + 20
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(60)
+        try:
+            connection.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return connection
+
+
+def _log(boot: Boot) -> str:
+    return boot.attempt("cat", LOG).stdout
+
+
+def _recoverable(status: Mapping[str, object]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for stage in status.values():
+        for level, texts in (stage.get("recoverable_errors", {}) if isinstance(stage, dict) else {}).items():
+            found[level] = (*found.get(level, ()), *texts)
+    return found
