@@ -116,7 +116,7 @@ def desired_from_section(section: object) -> Desired:
 
 def _flow(protocol: str) -> fields.Parser:
     """A flow in one of its forms, *protocol* where it names none."""
-    bare = fields.ports(', or {port: 443, protocol: udp, address: 10.0.0.0/16}')
+    bare = fields.ports(", or {port: 443, protocol: udp, address: 10.0.0.0/16}")
     mapping = fields.mapping(
         {"port": fields.ports(), "protocol": fields.choice("tcp", "udp"), "address": fields.network},
         required="port",
@@ -187,13 +187,13 @@ def _refuse_contradictions(desired: Desired) -> None:
             flows.all and mode != "notrack",
             f"is true with mode: {mode}",
             "conntrack.flows.all",
-            "only mode: notrack allows it; remove it",
+            "remove it (mode: notrack alone allows it)",
         ),
         (
             fallback != "none" and mode != "unload",
             f"is {fallback} with mode: {mode}",
             "conntrack.fallback",
-            "only mode: unload allows it; remove it",
+            "remove it (mode: unload alone allows it)",
         ),
         (
             fallback == "notrack" and not flows.named,
@@ -211,13 +211,13 @@ def _refuse_contradictions(desired: Desired) -> None:
             bool(modules.extra) and mode != "unload",
             f"names modules with mode: {mode}, which unloads none",
             "conntrack.modules.extra",
-            "only mode: unload allows it; remove it",
+            "remove it (mode: unload alone allows it)",
         ),
         (
             modules.force and mode != "unload",
             f"is true with mode: {mode}, which unloads no module",
             "conntrack.modules.force",
-            "only mode: unload allows it; remove it",
+            "remove it (mode: unload alone allows it)",
         ),
     ):
         if wrong:

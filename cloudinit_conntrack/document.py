@@ -27,7 +27,7 @@ MAX_DEPTH = 50
 _FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 )
-_PLAIN_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,19})")
+_PLAIN_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,99})")
 _TAG = "tag:yaml.org,2002:"
 
 # First words of what cloud-init accepts beside #cloud-config.
@@ -39,7 +39,7 @@ _OTHER_KINDS = (
     ("#cloud-config-archive", "a cloud-config archive"),
     ("#cloud-config-jsonp", "a JSON patch"),
     ("#part-handler", "a part handler"),
-    ("## template:", "a template that cloud-init renders before it reads it"),
+    ("## template:", "a jinja template"),
 )
 
 

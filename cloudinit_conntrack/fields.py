@@ -60,7 +60,7 @@ def listed(entry: Parser) -> Parser:
 
     def parse(value: object, where: str) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            single = isinstance(value, (str, int)) and not isinstance(value, bool)
+            single = isinstance(value, int) and not isinstance(value, bool)
             raise _wrong(value, where, f"a list, as in [{shown(value)}]" if single else "a list")
         if len(value) > MAX_ENTRIES:
             raise ConfigError(f"has {len(value)} entries", where, f"must have at most {MAX_ENTRIES}")

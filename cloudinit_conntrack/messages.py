@@ -8,11 +8,14 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
 def quoted(text: str, limit: int = 40) -> str:
-    """*text* in quotes, at most *limit* characters of it, all but plain ASCII escaped.
+    """As much of *text* as *limit* characters show, in quotes, all but plain ASCII escaped.
 
     So no control or bidi character of hostile input reaches a terminal or a log.
     """
-    return ascii(text) if len(text) <= limit else ascii(text[:limit]) + "..."
+    short = text[:limit]
+    while len(ascii(short)) > limit + len("''"):
+        short = short[:-1]
+    return ascii(short) if short == text else ascii(short) + "..."
 
 
 def shown(value: object) -> str:
@@ -27,7 +30,9 @@ def shown(value: object) -> str:
         return quoted(value)
     if isinstance(value, float):
         return repr(value)
-    return {dict: "a mapping", list: "a list"}.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, dict):
+        return "a mapping"
+    return f"a {type(value).__name__}"
 
 
 def joined(path: str, key: object) -> str:

@@ -6,7 +6,7 @@ floors.  Nothing in this file touches a file, a process or a clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Tuple
 
 FAMILIES = ("ipv4", "ipv6")
@@ -129,7 +129,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class State:
-    """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``)."""
+    """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
+
+    *default_backend* is what plain ``iptables`` is here: ``legacy`` or ``nft``.
+    """
 
     kernel: Optional[Kernel]
     live: Tuple[LiveRules, ...] = ()
@@ -138,4 +141,5 @@ class State:
     resolutions: Tuple[Resolution, ...] = ()
     namespaces: Tuple[OtherNamespace, ...] = ()
     sshd_ports: Tuple[int, ...] = (22,)
-    notes: Tuple[str, ...] = field(default=())
+    notes: Tuple[str, ...] = ()
+    default_backend: str = "legacy"

@@ -27,7 +27,8 @@ class Policy:
 
     *stateful* is ``rewrite``, ``remove`` or ``refuse``; *nat* is ``refuse`` or ``remove``.
     *asked* is UDP that this host asks for, *answered* UDP that it serves; *local_ports* is
-    the range that it asks from (``net.ipv4.ip_local_port_range``).
+    the range that it asks from (``net.ipv4.ip_local_port_range``).  *drop_empty_nat* leaves out
+    a nat table without rules (a legacy table that is live goes with its module only).
     """
 
     stateful: str = "rewrite"
@@ -35,6 +36,7 @@ class Policy:
     asked: Tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
     answered: Tuple[UdpFlow, ...] = ()
     local_ports: Ports = (32768, 60999)
+    drop_empty_nat: bool = True
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ def _new_anyway(part: Part, states: FrozenSet[str]) -> bool:
 def _drop_nat_table(work: _Work) -> None:
     """Drop a nat table without rules: restoring even an empty one loads nf_nat and nf_conntrack."""
     left = [x for x in work.lines if x.table == "nat"]
-    if not left or any(x.kind == "rule" and x.rule.command in ("-A", "-I") for x in left):
+    if not left or not work.policy.drop_empty_nat or any(x.kind == "rule" and x.rule.command in ("-A", "-I") for x in left):
         return
     work.lines = [x for x in work.lines if x.table != "nat"]
     work.changes.append(

@@ -1,14 +1,15 @@
 """cloud-init's boot stages in a machine, run as that version's systemd units run them.
 
 Up to 24.2 each stage is a process.  From 24.3 on Debian runs one process for all of them,
-and each unit only says "start" on a socket and waits for the answer.
+and each stage's unit only tells it to start, in a way that differs between versions: so
+the units' own ``ExecStart`` lines are run.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import socket
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,21 +20,23 @@ SEED = "/var/lib/cloud/seed/nocloud"
 LOG = "/var/log/cloud-init.log"
 
 SEPARATE = (
-    ("init", "--local"),
-    ("init",),
-    ("modules", "--mode=config"),
-    ("modules", "--mode=final"),
+    ("cloud-init", "init", "--local"),
+    ("cloud-init", "init"),
+    ("cloud-init", "modules", "--mode=config"),
+    ("cloud-init", "modules", "--mode=final"),
 )
-SINGLE_PROCESS = ("local", "network", "config", "final")
+UNITS = "/usr/lib/systemd/system"
+MAIN_UNIT = "cloud-init-main"
+STAGE_UNITS = ("cloud-init-local", "cloud-init-network", "cloud-config", "cloud-final")
+LAST_SOCKET = "/run/cloud-init/share/final.sock"
 
-# cloud-init's own work that a machine without disks and locales cannot do.  One key type
-# is enough.
+# Switches off cloud-init's own work that a machine without disks and locales cannot do.
 QUIET = """\
 datasource_list: [NoCloud]
 network: {config: disabled}
 growpart: {mode: 'off'}
 resize_rootfs: false
-locale: false
+locale: C.UTF-8
 ssh_genkeytypes: [ed25519]
 """
 
@@ -86,6 +89,7 @@ class Outcome:
 
 def seed(boot: Boot, user_data: str = "#cloud-config\n{}\n", vendor_data: str = "") -> None:
     """Give the machine its instance: NoCloud data, always of the same instance-id."""
+    boot.write("/etc/default/locale", "LANG=C.UTF-8\n")
     boot.write("/etc/cloud/cloud.cfg.d/90_test.cfg", QUIET)
     boot.write(f"{SEED}/meta-data", "instance-id: i-conntrack\nlocal-hostname: machine\n")
     boot.write(f"{SEED}/user-data", user_data)
@@ -115,47 +119,34 @@ def parse_log(text: str) -> tuple[LogLine, ...]:
 
 
 def _separate(boot: Boot) -> tuple[int, ...]:
-    return tuple(boot.attempt("cloud-init", *stage).returncode for stage in SEPARATE)
+    return tuple(boot.attempt(*stage).returncode for stage in SEPARATE)
 
 
 def _one_process(boot: Boot) -> tuple[int, ...]:
-    with boot.spawn(("cloud-init", "--all-stages")) as process:
+    stages = [_exec_start(boot, unit) for unit in STAGE_UNITS]
+    with boot.spawn(_exec_start(boot, MAIN_UNIT)) as process:
         try:
-            codes = tuple(_start(boot, stage) for stage in SINGLE_PROCESS)
+            _wait_for(boot, LAST_SOCKET)
+            codes = tuple(boot.attempt(*stage).returncode for stage in stages)
             process.wait(timeout=20)
         finally:
             process.kill()
     return codes
 
 
-def _start(boot: Boot, stage: str) -> int:
-    """Say "start" as the unit's ``nc -U`` does; the answer is a line of shell with the status."""
-    with _connected(boot, stage) as connection:
-        connection.sendall(b"start")
-        answer = b""
-        while piece := connection.recv(4096):
-            answer += piece
-    found = re.search(rb"exit (\d+);", answer)
+def _exec_start(boot: Boot, unit: str) -> list[str]:
+    found = re.search(r"^ExecStart=(.*)$", boot.read(f"{UNITS}/{unit}.service"), re.MULTILINE)
     if found is None:
-        raise MachineError(f"stage {stage} answered {answer!r}")
-    return int(found[1])
+        raise MachineError(f"{unit}.service starts nothing")
+    return shlex.split(found[1])
 
 
-def _connected(boot: Boot, stage: str) -> socket.socket:
-    address = str(boot.root / f"run/cloud-init/share/{stage}.sock")
-    deadline = time.monotonic() + 20
-    while True:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(60)
-        try:
-            connection.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return connection
+def _wait_for(boot: Boot, path: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not (boot.root / path.lstrip("/")).exists():
+        if time.monotonic() > deadline:
+            raise MachineError(f"{path} did not appear in {seconds} s")
+        time.sleep(0.02)
 
 
 def _log(boot: Boot) -> str:

@@ -1,0 +1,203 @@
+"""Everything that apply can do to a host, as values.  Each action knows its inverse.
+
+An action says what it expects to find and what it leaves behind, so undoing it is the same
+action with both sides swapped: revert needs no second vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+from .state import FileImage
+
+Parameters = Tuple[Tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class WriteFile:
+    """Replace a file, create it (*before* is ``None``) or remove it (*after* is ``None``)."""
+
+    path: str
+    before: Optional[FileImage]
+    after: Optional[FileImage]
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return f"file:{self.path}"
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    @property
+    def verb(self) -> str:
+        """What a person reads."""
+        if self.after is None:
+            return "remove"
+        return "write" if self.before is None else "rewrite"
+
+
+@dataclass(frozen=True)
+class LoadRules:
+    """Load the tables of *after* in one restore, over those of *before*.
+
+    Both are iptables-save text of the tables that differ.  *dropped* tables exist before and
+    not after; an inverse may have *created* ones to drop.
+    """
+
+    backend: str
+    family: str
+    before: str
+    after: str
+    reason: str
+    dropped: Tuple[str, ...] = ()
+    created: Tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"rules:{self.backend}:{self.family}"
+
+    @property
+    def where(self) -> str:
+        return f"live rules, iptables-{self.backend} {self.family}"
+
+    verb = "load"
+
+
+@dataclass(frozen=True)
+class UnloadModule:
+    """Unload a module; *parameters* and *sysctls* are set again when it is loaded back."""
+
+    name: str
+    reason: str
+    parameters: Parameters = ()
+    sysctls: Parameters = ()
+    force: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"module:{self.name}"
+
+    @property
+    def where(self) -> str:
+        return f"module {self.name}"
+
+    verb = "unload"
+
+
+@dataclass(frozen=True)
+class LoadModule:
+    """Load a module: the inverse of :class:`UnloadModule`."""
+
+    name: str
+    reason: str
+    parameters: Parameters = ()
+    sysctls: Parameters = ()
+    force: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"module:{self.name}"
+
+    @property
+    def where(self) -> str:
+        return f"module {self.name}"
+
+    verb = "load"
+
+
+@dataclass(frozen=True)
+class DeleteEntries:
+    """Delete the conntrack entries that the flows had.  They cannot be put back and need not be.
+
+    *flows* are (protocol, first port, last port, address or empty); an empty tuple means all.
+    """
+
+    flows: Tuple[Tuple[str, int, int, str], ...]
+    reason: str
+
+    id = "entries"
+    where = "conntrack table"
+    verb = "delete entries of the flows from the"
+
+
+@dataclass(frozen=True)
+class ProveLoading:
+    """Load a saved rule-set in a network namespace of its own and see that conntrack stays away."""
+
+    path: str
+    family: str
+    text: str
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return f"prove:{self.path}"
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    verb = "prove the loading of"
+
+
+Action = Union[WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading]
+
+
+def inverse(action: Action) -> Optional[Action]:
+    """The action that undoes *action*; ``None`` where nothing needs to be undone."""
+    reason = f"undo: {action.reason}"
+    if isinstance(action, WriteFile):
+        return replace(action, before=action.after, after=action.before, reason=reason)
+    if isinstance(action, LoadRules):
+        return replace(action, before=action.after, after=action.before, reason=reason,
+                       dropped=action.created, created=action.dropped)  # fmt: skip
+    if isinstance(action, UnloadModule):
+        return LoadModule(action.name, reason, action.parameters, action.sysctls)
+    if isinstance(action, LoadModule):
+        return UnloadModule(action.name, reason, action.parameters, action.sysctls)
+    return None
+
+
+# --- the journal's form ----------------------------------------------------------------
+
+_CLASSES = {c.__name__: c for c in (WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading)}
+
+
+def to_json(action: Action) -> Dict[str, Any]:
+    """*action* as plain JSON values; file contents are base64."""
+    found: Dict[str, Any] = {"action": type(action).__name__}
+    for name in action.__dataclass_fields__:
+        value = getattr(action, name)
+        found[name] = _image_to_json(value) if isinstance(value, FileImage) else value
+    return found
+
+
+def from_json(value: Mapping[str, Any]) -> Action:
+    """The inverse of :func:`to_json`.  Raises KeyError, TypeError or ValueError for a foreign value."""
+    fields = dict(value)
+    kind = _CLASSES[fields.pop("action")]
+    for name, item in fields.items():
+        if name in ("before", "after") and kind is WriteFile:
+            fields[name] = None if item is None else _image_from_json(item)
+        elif isinstance(item, list):
+            fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in item)
+    made: Action = kind(**fields)
+    return made
+
+
+def _image_to_json(image: FileImage) -> Dict[str, Any]:
+    found = {name: getattr(image, name) for name in image.__dataclass_fields__}
+    found["content"] = base64.b64encode(image.content).decode("ascii")
+    found["xattrs"] = [(name, base64.b64encode(value).decode("ascii")) for name, value in image.xattrs]
+    return found
+
+
+def _image_from_json(value: Mapping[str, Any]) -> FileImage:
+    fields = dict(value)
+    fields["content"] = base64.b64decode(fields["content"], validate=True)
+    fields["xattrs"] = tuple((str(n), base64.b64decode(v, validate=True)) for n, v in fields["xattrs"])
+    return FileImage(**fields)

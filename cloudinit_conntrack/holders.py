@@ -1,0 +1,129 @@
+"""Why nf_conntrack is "in use": each holder by name, with what frees it.
+
+A module is held by other modules (``/proc/modules`` column 4) and by users that are not
+modules: one for each rule that uses a match or target, in every network namespace, and
+services such as IPVS.  Rules are counted; users that no rule accounts for are said to be
+unseen rather than guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Iterable, Iterator, List, Tuple
+
+from .errors import ConntrackError
+from .kmod import loaded_dependants
+from .netfilter.iptables import parse_ruleset
+from .netfilter.ruleset import Line
+from .netfilter.stateful import modules_of
+from .state import Kernel, LiveRules, State
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One user of a conntrack module.  *kind* is ``module``, ``rule``, ``namespace`` or ``unseen``."""
+
+    id: str
+    module: str
+    kind: str
+    where: str
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class RuleUse:
+    """A rule that uses conntrack, with its place: back end, family, table, chain, number."""
+
+    live: LiveRules
+    line: Line
+    number: int
+    modules: Tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        """The place as a person would look for it."""
+        return f"iptables-{self.live.backend} {self.live.family}, table {self.line.table}, chain {self.line.chain}, " \
+               f"rule {self.number}"  # fmt: skip
+
+    @property
+    def command(self) -> str:
+        """The command that deletes the rule."""
+        tool = "iptables" if self.live.family == "ipv4" else "ip6tables"
+        return f"{tool}-{self.live.backend} -t {self.line.table} -D {self.line.chain} {self.number}"
+
+
+def rule_uses(rules: Iterable[LiveRules]) -> Iterator[RuleUse]:
+    """Every rule of *rules* that may hold a conntrack module."""
+    for live in rules:
+        try:
+            ruleset = parse_ruleset(live.text, live.family, f"iptables-{live.backend}")
+        except ConntrackError:
+            continue  # told where it matters: the plan refuses the rule-set by name
+        numbers: Dict[Tuple[str, str], int] = {}
+        for line in ruleset.rules():
+            key = (line.table, line.chain)
+            numbers[key] = numbers.get(key, 0) + 1
+            modules = modules_of(line.rule, line.table)
+            if modules:
+                yield RuleUse(live, line, numbers[key], modules)
+
+
+def all_holders(state: State) -> Tuple[Holder, ...]:
+    """Every holder of conntrack in *state*, modules first, then rules, namespaces and the unseen."""
+    found: List[Holder] = []
+    kernel = state.kernel
+    if kernel is None:
+        return ()
+    for module in kernel.modules:
+        if module.name in loaded_dependants(kernel.modules):
+            found.extend(
+                Holder(f"module:{holder}:{module.name}", module.name, "module", f"module {holder}",
+                       f"{holder} uses {module.name}", f"rmmod {holder}")
+                for holder in module.holders
+            )  # fmt: skip
+    for use in rule_uses(state.live):
+        module_name = _loaded(kernel, use)
+        found.append(Holder(f"rule:{use.where}", module_name, "rule", use.where, use.line.text, use.command))
+    return (*found, *foreign_holders(state))
+
+
+def _loaded(kernel: Kernel, use: RuleUse) -> str:
+    return next((name for name in use.modules if kernel.module(name)), use.modules[0])
+
+
+def foreign_holders(state: State) -> Tuple[Holder, ...]:
+    """Holders that no rewrite of this host's own rules removes."""
+    if state.kernel is None:
+        return ()
+    found: List[Holder] = []
+    for namespace in state.namespaces:
+        uses = list(rule_uses(namespace.rules))
+        found += [
+            Holder(f"namespace:{namespace.inode}:{number}", _loaded(state.kernel, use), "namespace",
+                   f"network namespace of {namespace.owner}: {use.where}",
+                   f"{use.line.text} keeps {_loaded(state.kernel, use)} in use",
+                   "stop what owns the namespace, or make its rules stateless")
+            for number, use in enumerate(uses, 1)
+        ]  # fmt: skip
+    return (*found, *_unseen(state, state.kernel))
+
+
+# Modules whose users are no rules but settings of a service, and how to end them.
+_SERVICES = {
+    "ip_vs": ("IPVS services are set up", "ipvsadm -C (and stop keepalived or kube-proxy, which would set them again)"),
+    "openvswitch": ("Open vSwitch has a datapath", "ovs-dpctl del-dp, and stop openvswitch"),
+    "act_ct": ("a tc filter uses act_ct", "tc filter del"),
+    "act_connmark": ("a tc filter uses act_connmark", "tc filter del"),
+    "act_ctinfo": ("a tc filter uses act_ctinfo", "tc filter del"),
+}
+
+
+def _unseen(state: State, kernel: Kernel) -> Iterator[Holder]:
+    for name in loaded_dependants(kernel.modules):
+        module = kernel.module(name)
+        service = next((s for s in _SERVICES if name == s or name.startswith("ip_vs")), None)
+        if module is None or service is None or module.other_users == 0:
+            continue
+        what, remedy = _SERVICES["ip_vs" if name.startswith("ip_vs") else name]
+        yield Holder(f"unseen:{name}", name, "unseen", f"module {name}", f"{what} ({module.other_users} users)", remedy)

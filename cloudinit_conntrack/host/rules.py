@@ -1,0 +1,178 @@
+"""The rules in the kernel: read, put back, dropped, and proved to load.
+
+Observing must not load a module, and nearly every way to list rules can
+(``iptables -t nat -L`` loads conntrack itself).  So the legacy tables are saved only when
+the kernel lists one in ``/proc/net/ip_tables_names``, those of nf_tables only when
+nf_tables is there already, and never with ``-t``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Optional, Tuple, Union
+
+from cloudinit_conntrack.errors import CommandError, HostError
+from cloudinit_conntrack.host import kernel
+from cloudinit_conntrack.host.process import Completed, failure, find, private_namespace, quoted, run
+from cloudinit_conntrack.host.root import HOST, Root
+from cloudinit_conntrack.state import BACKENDS, FAMILIES, LiveRules
+
+_COMMAND = {"ipv4": "iptables", "ipv6": "ip6tables"}
+_NAMES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
+_NFT_FAMILY = {"ipv4": "ip", "ipv6": "ip6"}
+_LOCK_SECONDS = "10"
+_SETS = re.compile(r"--(match|add|del|map)-set\b")
+
+# The hooks of each table, for a flush; the built-in chains of x_tables.
+_CHAINS = {
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "raw": ("PREROUTING", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+
+
+def live_rules(root: Root = HOST, netns: Optional[str] = None) -> Tuple[LiveRules, ...]:
+    """The rules of every back end and family, of this network namespace or of *netns*.
+
+    One item each, with an empty text where no table is there.  :class:`HostError` when
+    there are tables that cannot be read.
+    """
+    return tuple(saved_text(backend, family, root, netns) for backend in BACKENDS for family in FAMILIES)
+
+
+def saved_text(backend: str, family: str, root: Root = HOST, netns: Optional[str] = None) -> LiveRules:
+    """What ``iptables-save -c`` of *backend* and *family* prints, untouched."""
+    command = _tool(backend, family, "save")
+    if backend == "nft":
+        text = run([command, "-c"], netns=netns).stdout if command and _nft_there(root) else ""
+        return LiveRules(backend, family, text)
+    names = _legacy_tables(family, root, netns)
+    if not names:
+        return LiveRules(backend, family, "")
+    if command is None:
+        raise HostError(f"there are legacy tables ({', '.join(names)}) and no {_COMMAND[family]}-legacy-save",
+                        _NAMES[family], "install iptables-legacy to let us read them, or reboot without them")
+    return LiveRules(backend, family, run([command, "-c"], netns=netns).stdout)
+
+
+def default_backend(family: str = "ipv4") -> str:
+    """``legacy`` or ``nft``: what plain ``iptables`` of this host is; empty when there is none.
+
+    ``iptables --version`` names its back end since 1.8.0; before, there was only one.
+    """
+    path = find(_COMMAND[family])
+    return _variant(path) if path else ""
+
+
+def restore(backend: str, family: str, text: Union[str, bytes], netns: Optional[str] = None) -> None:
+    """Replace the tables that *text* holds, each in one transaction, counters included; tested first.
+
+    :class:`CommandError` names the line that the kernel refused.
+    """
+    content = _encoded(text)
+    for argv in ((*restore_command(backend, family), "--test"), restore_command(backend, family)):
+        done = run(argv, stdin=content, check=False, netns=netns)
+        if done.status != 0:
+            raise _refusal(done, content)
+
+
+def restore_command(backend: str, family: str) -> Tuple[str, ...]:
+    """The command that :func:`restore` feeds; :class:`HostError` when the host has none."""
+    command = _tool(backend, family, "restore")
+    if command is None:
+        name = f"{_COMMAND[family]}-{backend}-restore"
+        raise HostError(f"the command {name} is not there", name, "install the package iptables")
+    return (command, "-c", *_waiting(command))
+
+
+def drop_table(backend: str, family: str, table: str, netns: Optional[str] = None) -> None:
+    """Take away *table*, which must hold no rule.  A legacy table can only be flushed: it stays.
+
+    :class:`HostError` when there are rules in it.
+    """
+    name = f"{_NFT_FAMILY[family]} {table}"
+    if backend == "nft" and find("nft"):
+        shown = run(["nft", "-j", "list", "table", *name.split()], check=False, netns=netns)
+        if shown.status == 0 and '"nftables"' in shown.stdout:
+            if any("rule" in item for item in json.loads(shown.stdout)["nftables"]):
+                raise HostError("is not empty", f"nft table {name}", "somebody added rules; look at them first")
+            run(["nft", "delete", "table", *name.split()], netns=netns)
+            return
+        if "No such file" in shown.stderr:
+            return
+    chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in _CHAINS[table])
+    restore(backend, family, f"*{table}\n{chains}COMMIT\n", netns)
+
+
+def load_in_private_namespace(content: Union[str, bytes], family: str) -> Optional[str]:
+    """Load a saved rule file as the boot does, in a fresh network namespace; the problem, or ``None``.
+
+    ``iptables-restore --test`` is no proof: it answers 0 for a rule whose match the kernel
+    does not have, and for a table that cannot be had.  Loading may load modules.
+    """
+    command = f"{_COMMAND[family]}-restore"
+    body = _encoded(content)
+    with private_namespace() as path:
+        if _SETS.search(body.decode("utf-8", "replace")) and find("ipset"):
+            sets = run(["ipset", "save"]).stdout  # sets belong to a namespace; at boot they come first
+            run(["ipset", "restore"], stdin=_encoded(sets), check=False, netns=path)
+        done = run([command, *_waiting(command)], stdin=body, check=False, netns=path)
+    return None if done.status == 0 else str(_refusal(done, body))
+
+
+def _tool(backend: str, family: str, verb: str) -> Optional[str]:
+    """``iptables-legacy-save`` and so on, or the plain name where that is the one meant."""
+    plain = _COMMAND[family]
+    if find(f"{plain}-{backend}-{verb}"):
+        return f"{plain}-{backend}-{verb}"
+    if find(f"{plain}-{verb}") and default_backend(family) == backend:
+        return f"{plain}-{verb}"
+    return None
+
+
+@lru_cache(maxsize=None)
+def _variant(path: str) -> str:
+    return "nft" if "nf_tables" in run([path, "--version"]).stdout else "legacy"
+
+
+def _waiting(command: str) -> Tuple[str, ...]:
+    """The option to wait for the xtables lock, where *command* knows it (1.6.2, and Red Hat's 1.4.21)."""
+    path = find(command)
+    return ("-w", _LOCK_SECONDS) if path and _knows_wait(path) else ()
+
+
+@lru_cache(maxsize=None)
+def _knows_wait(path: str) -> bool:
+    shown = run([path, "--help"], check=False)
+    return "--wait" in shown.stdout + shown.stderr
+
+
+def _nft_there(root: Root) -> bool:
+    return kernel.available(root, "nf_tables")
+
+
+def _legacy_tables(family: str, root: Root, netns: Optional[str]) -> Tuple[str, ...]:
+    if netns is None:
+        return tuple((root.read_text(_NAMES[family]) or "").split())
+    if not root.exists(_NAMES[family]):
+        return ()  # the file is there in every namespace, or in none
+    return tuple(run(["cat", _NAMES[family]], netns=netns).stdout.split())
+
+
+def _encoded(text: Union[str, bytes]) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+
+def _refusal(done: Completed, content: bytes) -> CommandError:
+    """The failure of a restore, with the rule that it stumbled over."""
+    error = failure(done)
+    found = re.search(r"line:? (\d+)", done.stderr)
+    lines = content.decode("utf-8", "replace").splitlines()
+    number = int(found.group(1)) if found else 0
+    if not 0 < number <= len(lines):
+        return error
+    return CommandError(f"{error.what} (line {number}: {lines[number - 1].strip()[:200]})", quoted(done.argv))

@@ -1,0 +1,332 @@
+"""Desired against found: what to do, in which order and why, or why not.
+
+Pure: :func:`make_plan` is the one definition of "right".  ``plan`` prints it, ``apply``
+performs it, and a host is verified when planning it again gives nothing to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import List, Tuple
+
+from . import guard, kmod
+from .actions import Action, DeleteEntries, LoadRules, ProveLoading, UnloadModule, WriteFile
+from .config import Desired
+from .config import Flow as ConfigFlow
+from .errors import ConntrackError
+from .holders import foreign_holders
+from .netfilter import notrack
+from .netfilter.difference import split_tables
+from .netfilter.iptables import parse_ruleset
+from .netfilter.replies import UdpFlow
+from .netfilter.ruleset import RuleSet, format_ruleset
+from .netfilter.stateless import Policy, Rewritten, make_stateless
+from .shellvars import clean_modules_line
+from .state import FileImage, Kernel, LiveRules, SavedFile, State
+
+BLOCK_FILE = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
+SERVICE_HINT = "unload it at the next boot by 'mode: unload', which blocks it"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A blocker, a widening or a finding: a stable *id*, where, why, and what to do."""
+
+    id: str
+    where: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What apply would do.  With blockers nothing is done at all.
+
+    *mode* is the mode that the plan establishes; it differs from the desired one where
+    ``fallback`` settled for less.
+    """
+
+    mode: str
+    actions: Tuple[Action, ...] = ()
+    blockers: Tuple[Item, ...] = ()
+    widenings: Tuple[Item, ...] = ()
+    findings: Tuple[Item, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the host is as desired."""
+        return not self.actions and not self.blockers
+
+
+@dataclass
+class _Draft:
+    """A plan while it is being made."""
+
+    desired: Desired
+    state: State
+    files: List[Action]
+    rules: List[Action]
+    blockers: List[Item]
+    widenings: List[Item]
+    findings: List[Item]
+
+
+def make_plan(desired: Desired, state: State) -> Plan:
+    """The plan for *desired* on *state*; where unloading is impossible, ``fallback``'s plan."""
+    plan = _plan_mode(desired, state)
+    module_blockers = [b for b in plan.blockers if b.id.startswith("module:")]
+    if desired.mode != "unload" or desired.fallback == "none" or not module_blockers:
+        return plan
+    if len(module_blockers) < len(plan.blockers):
+        return plan
+    settled = _plan_mode(replace(desired, mode=desired.fallback, fallback="none"), state)
+    why = tuple(
+        Item(b.id, b.where, f"{b.reason}; settled for {desired.fallback}, as 'fallback' says", b.remedy)
+        for b in module_blockers
+    )
+    return replace(settled, findings=why + settled.findings)
+
+
+def _plan_mode(desired: Desired, state: State) -> Plan:
+    draft = _Draft(desired, state, [], [], [], [], [])
+    _unsupported(draft)
+    if desired.persist or state.kernel is None:
+        for saved in state.saved:
+            _plan_saved(draft, saved)
+    for live in _live_to_plan(desired, state):
+        _plan_live(draft, live)
+    modules: List[Action] = []
+    if desired.mode == "unload" and state.kernel is not None:
+        modules = _unloading(draft, state.kernel)
+    block = _blocking(draft)
+    entries = _entries(draft)
+    actions = draft.files + draft.rules + modules + block + entries
+    if desired.mode == "notrack":
+        actions = block + draft.files + draft.rules + entries
+    if draft.blockers:
+        actions = []
+    return Plan(desired.mode, tuple(actions), tuple(draft.blockers), tuple(draft.widenings), tuple(draft.findings))
+
+
+def _unsupported(draft: _Draft) -> None:
+    if draft.desired.flows.haproxy_cfg:
+        draft.blockers.append(Item("config:haproxy_cfg", "conntrack.flows.haproxy_cfg",
+                                   "this release cannot read haproxy.cfg yet",
+                                   "name the ports in flows.frontends and flows.backends"))  # fmt: skip
+    for number, note in enumerate(draft.state.notes, 1):
+        if note.startswith("native nftables"):
+            draft.blockers.append(Item(f"nftables:{number}", "nft list ruleset", note,
+                                       "this release rewrites iptables rules; make them stateless by hand first"))  # fmt: skip
+        else:
+            draft.findings.append(Item(f"note:{number}", "host", note))
+
+
+# --- rules -----------------------------------------------------------------------------
+
+
+def _live_to_plan(desired: Desired, state: State) -> Tuple[LiveRules, ...]:
+    """The live rule-sets to look at; for notrack also an empty one of the default back end."""
+    found = tuple(live for live in state.live if live.text.strip())
+    if desired.mode != "notrack" or state.kernel is None:
+        return found
+    have = {live.family for live in found}
+    extra = tuple(LiveRules(state.default_backend, f, "") for f in ("ipv4", "ipv6") if f not in have)
+    return found + extra
+
+
+def _change(draft: _Draft, ruleset: RuleSet, live_backend: str) -> Rewritten:
+    desired = draft.desired
+    if desired.mode == "notrack":
+        return notrack.add_bypass(ruleset, _bypass(draft, ruleset.family), _nat_somewhere(draft, ruleset.family))
+    own = notrack.strip_own(ruleset)
+    drop_nat = not live_backend or (live_backend == "nft" and desired.mode == "unload")
+    return make_stateless(own, replace(_policy(draft, ruleset.family), drop_empty_nat=drop_nat))
+
+
+def _policy(draft: _Draft, family: str) -> Policy:
+    flows = draft.desired.flows
+    kernel = draft.state.kernel
+    asked = tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows.outbound + flows.backends
+                  if f.protocol == "udp")  # fmt: skip
+    answered = tuple(UdpFlow(f.ports, "", f.family or "") for f in flows.frontends if f.protocol == "udp")
+    ports = kernel.local_ports if kernel else Policy().local_ports
+    return Policy(draft.desired.rules.stateful, draft.desired.rules.nat, asked, answered, ports)
+
+
+def _bypass(draft: _Draft, family: str) -> notrack.Bypass:
+    flows = draft.desired.flows
+    kernel = draft.state.kernel
+    ports = kernel.local_ports if kernel else Policy().local_ports
+    return notrack.Bypass(_flows(flows.frontends, family), _flows(flows.backends, family), flows.all, ports)
+
+
+def _flows(flows: Tuple[ConfigFlow, ...], family: str) -> Tuple[notrack.Flow, ...]:
+    return tuple(notrack.Flow(f.protocol, f.ports, f.address or "") for f in flows if f.family in (None, family))
+
+
+def _nat_somewhere(draft: _Draft, family: str) -> bool:
+    """Whether any rule-set of *family*, live or saved, translates addresses."""
+    texts = [live.text for live in draft.state.live if live.family == family]
+    texts += [_text(s.image.content) for s in draft.state.saved if s.kind == "rules" and s.family == family]
+    for text in texts:
+        try:
+            if "*nat" in text and notrack.has_nat(parse_ruleset(text, family)):
+                return True
+        except ConntrackError:
+            continue  # told where the rule-set itself is planned
+    return False
+
+
+def _plan_live(draft: _Draft, live: LiveRules) -> None:
+    where = f"live iptables-{live.backend} {live.family}"
+    before = parse_ruleset(live.text, live.family, where)
+    outcome = _change(draft, before, live.backend)
+    _report(draft, outcome, where, f"{live.backend}:{live.family}", before)
+    if outcome.ruleset is before or outcome.blockers:
+        return
+    _guard(draft, before, outcome.ruleset, where)
+    old, new, dropped, created = split_tables(before, outcome.ruleset)
+    reason = _summary(outcome, draft.desired.mode)
+    draft.rules.append(LoadRules(live.backend, live.family, old, new, reason, dropped, created))
+
+
+def _plan_saved(draft: _Draft, saved: SavedFile) -> None:
+    if saved.kind != "rules":
+        _plan_module_list(draft, saved)
+        return
+    before = parse_ruleset(_text(saved.image.content), saved.family, saved.path)
+    outcome = _change(draft, before, "")
+    _report(draft, outcome, saved.path, saved.path, before)
+    if outcome.ruleset is before or outcome.blockers:
+        return
+    _guard(draft, before, outcome.ruleset, saved.path)
+    content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
+    reason = _summary(outcome, draft.desired.mode)
+    draft.files.append(WriteFile(saved.path, saved.image, replace(saved.image, content=content), reason))
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _summary(outcome: Rewritten, mode: str) -> str:
+    count = len(outcome.changes)
+    what = "rules are added so that the flows bypass conntrack" if mode == "notrack" else (
+        "rules that depend on conntrack are rewritten"
+    )
+    return f"{count} {what}" if count != 1 else f"1 {what.replace('rules', 'rule').replace(' are ', ' is ', 1)}"
+
+
+def _report(draft: _Draft, outcome: Rewritten, where: str, key: str, before: RuleSet) -> None:
+    for blocker in outcome.blockers:
+        place = f"{where}: {_place(before, blocker.line)}"
+        draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule.strip()}: {blocker.reason}",
+                                   blocker.remedy))  # fmt: skip
+    for number, change in enumerate(outcome.changes):
+        if change.widens:
+            place = f"{where}: {_place(before, change.line)}" if change.line else where
+            draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
+    for number, note in enumerate(outcome.notes, 1):
+        draft.findings.append(Item(f"unknown:{key}:{number}", where, note))
+
+
+def _place(ruleset: RuleSet, number: int) -> str:
+    """``table filter, chain INPUT, rule 3`` for the line *number*."""
+    line = next((x for x in ruleset.lines if x.number == number), None)
+    if line is None or line.kind != "rule":
+        return f"line {number}"
+    same = [x.number for x in ruleset.rules(line.table) if x.chain == line.chain]
+    return f"table {line.table}, chain {line.chain}, rule {same.index(number) + 1}"
+
+
+def _guard(draft: _Draft, before: RuleSet, after: RuleSet, where: str) -> None:
+    keep = draft.desired.guard.keep
+    ports = draft.state.sshd_ports if keep is None else keep
+    for port, reason in guard.closed_ports(before, after, ports):
+        draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
+                                   "add an accept rule for the port, or take it out of guard.keep"))  # fmt: skip
+    if draft.desired.mode != "notrack":
+        for flow in draft.desired.flows.frontends:
+            if flow.protocol == "tcp" and guard.is_closed(before, flow.ports[0]):
+                draft.findings.append(Item(f"closed:{where}:{flow.ports[0]}", where,
+                                           f"frontend port {flow.ports[0]} is closed by these rules, before and after",
+                                           "add an accept rule if clients shall reach it"))  # fmt: skip
+
+
+def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
+    if draft.desired.mode == "notrack":
+        return
+    cleaned, removed = clean_modules_line(_text(saved.image.content))
+    if not removed:
+        return
+    image = replace(saved.image, content=cleaned.encode("utf-8", "surrogateescape"))
+    names = ", ".join(removed)
+    draft.files.append(WriteFile(saved.path, saved.image, image, f"it loads {names} at every start of the firewall"))
+    helpers = [n for n in removed if n.startswith(("nf_conntrack_", "ip_conntrack_", "nf_nat_", "ip_nat_"))]
+    if helpers:
+        draft.findings.append(Item(f"helper:{saved.path}", saved.path,
+                                   f"{', '.join(helpers)} helped connections that its rules called RELATED; "
+                                   "without conntrack they are not recognised", "allow their ports by rules"))  # fmt: skip
+
+
+# --- modules ---------------------------------------------------------------------------
+
+
+def _unloading(draft: _Draft, kernel: Kernel) -> List[Action]:
+    if kernel.conntrack == "builtin" or not kernel.modular:
+        draft.blockers.append(Item("module:builtin", f"kernel {kernel.release}",
+                                   "nf_conntrack is built into this kernel and cannot be unloaded",
+                                   "use 'mode: stateless' (it then tracks nothing), or 'fallback: stateless'"))  # fmt: skip
+        return []
+    order = kmod.unload_order(kernel.modules, draft.desired.modules.extra)
+    if order and kernel.locked:
+        draft.blockers.append(Item("module:locked", "kernel.modules_disabled = 1",
+                                   "this kernel refuses to unload modules until the next boot",
+                                   "reboot with the block in place, or use 'fallback: stateless'"))  # fmt: skip
+        return []
+    if order:
+        for holder in foreign_holders(draft.state):
+            draft.blockers.append(Item(f"module:{holder.id}", holder.where, holder.what, holder.remedy))
+    actions: List[Action] = []
+    for name in order:
+        module = kernel.module(name)
+        parameters = module.parameters if module else ()
+        sysctls = kernel.sysctls if name == "nf_conntrack" else ()
+        reason = "conntrack is what shall go" if name == "nf_conntrack" else "it holds nf_conntrack, or stands in its way"
+        if name in draft.desired.modules.extra:
+            reason = "modules.extra names it"
+        actions.append(UnloadModule(name, reason, parameters, sysctls, draft.desired.modules.force))
+    return actions
+
+
+def _blocking(draft: _Draft) -> List[Action]:
+    """Write the block (unload) or take our own away (notrack needs the module)."""
+    desired, found = draft.desired, draft.state.block
+    if desired.mode == "notrack" and found is not None:
+        return [WriteFile(BLOCK_FILE, found, None, "NOTRACK needs nf_conntrack, which this file blocks")]
+    if desired.mode != "unload" or not desired.modules.block or not desired.persist:
+        return []
+    content = kmod.modprobe_conf(desired.modules.extra).encode()
+    if found is not None and found.content == content:
+        return []
+    proofs: List[Action] = []
+    if draft.state.kernel is not None:
+        proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
+    image = replace(found, content=content) if found else FileImage(content)
+    return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
+
+
+def _proof(draft: _Draft, saved: SavedFile) -> ProveLoading:
+    written = {a.path: a.after for a in draft.files if isinstance(a, WriteFile)}
+    image = written.get(saved.path) or saved.image
+    reason = "a saved rule-set that needs conntrack would not load under the block, and the host would boot open"
+    return ProveLoading(saved.path, saved.family, _text(image.content), reason)
+
+
+def _entries(draft: _Draft) -> List[Action]:
+    """Entries that the flows had stay until their timeout, up to five days, unless deleted."""
+    kernel, flows = draft.state.kernel, draft.desired.flows
+    if draft.desired.mode != "notrack" or kernel is None or kernel.conntrack == "absent" or not draft.rules:
+        return []
+    named = tuple((f.protocol, f.ports[0], f.ports[1], f.address or "") for f in flows.frontends + flows.backends)
+    return [DeleteEntries(() if flows.all else named, "new NOTRACK rules do not end entries that are there")]
