@@ -7,12 +7,13 @@ action with both sides swapped: revert needs no second vocabulary.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Union
 
 from .state import FileImage
 
-Parameters = Tuple[Tuple[str, str], ...]
+Parameters = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class WriteFile:
     """Replace a file, create it (*before* is ``None``) or remove it (*after* is ``None``)."""
 
     path: str
-    before: Optional[FileImage]
-    after: Optional[FileImage]
+    before: FileImage | None
+    after: FileImage | None
     reason: str
 
     @property
@@ -53,8 +54,8 @@ class LoadRules:
     before: str
     after: str
     reason: str
-    dropped: Tuple[str, ...] = ()
-    created: Tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    created: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -116,7 +117,7 @@ class DeleteEntries:
     *flows* are (protocol, first port, last port, address or empty); an empty tuple means all.
     """
 
-    flows: Tuple[Tuple[str, int, int, str], ...]
+    flows: tuple[tuple[str, int, int, str], ...]
     reason: str
 
     id = "entries"
@@ -147,14 +148,14 @@ class ProveLoading:
 Action = Union[WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading]
 
 
-def inverse(action: Action) -> Optional[Action]:
+def inverse(action: Action) -> Action | None:
     """The action that undoes *action*; ``None`` where nothing needs to be undone."""
     reason = f"undo: {action.reason}"
     if isinstance(action, WriteFile):
         return replace(action, before=action.after, after=action.before, reason=reason)
     if isinstance(action, LoadRules):
         return replace(action, before=action.after, after=action.before, reason=reason,
-                       dropped=action.created, created=action.dropped)  # fmt: skip
+                       dropped=action.created, created=action.dropped)
     if isinstance(action, UnloadModule):
         return LoadModule(action.name, reason, action.parameters, action.sysctls)
     if isinstance(action, LoadModule):
@@ -167,9 +168,9 @@ def inverse(action: Action) -> Optional[Action]:
 _CLASSES = {c.__name__: c for c in (WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading)}
 
 
-def to_json(action: Action) -> Dict[str, Any]:
+def to_json(action: Action) -> dict[str, Any]:
     """*action* as plain JSON values; file contents are base64."""
-    found: Dict[str, Any] = {"action": type(action).__name__}
+    found: dict[str, Any] = {"action": type(action).__name__}
     for name in action.__dataclass_fields__:
         value = getattr(action, name)
         found[name] = _image_to_json(value) if isinstance(value, FileImage) else value
@@ -189,7 +190,7 @@ def from_json(value: Mapping[str, Any]) -> Action:
     return made
 
 
-def _image_to_json(image: FileImage) -> Dict[str, Any]:
+def _image_to_json(image: FileImage) -> dict[str, Any]:
     found = {name: getattr(image, name) for name in image.__dataclass_fields__}
     found["content"] = base64.b64encode(image.content).decode("ascii")
     found["xattrs"] = [(name, base64.b64encode(value).decode("ascii")) for name, value in image.xattrs]

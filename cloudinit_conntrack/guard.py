@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
-from .netfilter.reach import Packet, syn, verdicts
 from .netfilter.parts import FLAG_BITS
+from .netfilter.reach import Packet, syn, verdicts
 from .netfilter.ruleset import RuleSet
 
 
-def closed_ports(before: RuleSet, after: RuleSet, ports: Tuple[int, ...]) -> List[Tuple[int, str]]:
+def closed_ports(before: RuleSet, after: RuleSet, ports: tuple[int, ...]) -> list[tuple[int, str]]:
     """The TCP *ports* that *before* let in from outside and *after* might not, with why.
 
     A handshake and a later segment of the connection are looked at; where rules ask for
     what is not known here (an address, an ipset), "perhaps" must not become "no".
     """
-    found: List[Tuple[int, str]] = []
+    found: list[tuple[int, str]] = []
     for port in ports:
         for packet_before, packet_after, what in _packets(port):
             old, new = verdicts(before, "INPUT", packet_before), verdicts(after, "INPUT", packet_after)
@@ -25,7 +23,7 @@ def closed_ports(before: RuleSet, after: RuleSet, ports: Tuple[int, ...]) -> Lis
     return found
 
 
-def _packets(port: int) -> List[Tuple[Packet, Packet, str]]:
+def _packets(port: int) -> list[tuple[Packet, Packet, str]]:
     segment = Packet("tcp", port, None, FLAG_BITS["ACK"], None, "ESTABLISHED")
     return [(syn(port), syn(port), "a handshake to"), (segment, segment, "a segment of a connection to")]
 

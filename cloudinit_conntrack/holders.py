@@ -8,8 +8,8 @@ unseen rather than guessed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Tuple
 
 from .errors import ConntrackError
 from .kmod import loaded_dependants
@@ -38,7 +38,7 @@ class RuleUse:
     live: LiveRules
     line: Line
     number: int
-    modules: Tuple[str, ...]
+    modules: tuple[str, ...]
 
     @property
     def where(self) -> str:
@@ -60,7 +60,7 @@ def rule_uses(rules: Iterable[LiveRules]) -> Iterator[RuleUse]:
             ruleset = parse_ruleset(live.text, live.family, f"iptables-{live.backend}")
         except ConntrackError:
             continue  # told where it matters: the plan refuses the rule-set by name
-        numbers: Dict[Tuple[str, str], int] = {}
+        numbers: dict[tuple[str, str], int] = {}
         for line in ruleset.rules():
             key = (line.table, line.chain)
             numbers[key] = numbers.get(key, 0) + 1
@@ -69,9 +69,9 @@ def rule_uses(rules: Iterable[LiveRules]) -> Iterator[RuleUse]:
                 yield RuleUse(live, line, numbers[key], modules)
 
 
-def all_holders(state: State) -> Tuple[Holder, ...]:
+def all_holders(state: State) -> tuple[Holder, ...]:
     """Every holder of conntrack in *state*, modules first, then rules, namespaces and the unseen."""
-    found: List[Holder] = []
+    found: list[Holder] = []
     kernel = state.kernel
     if kernel is None:
         return ()
@@ -81,7 +81,7 @@ def all_holders(state: State) -> Tuple[Holder, ...]:
                 Holder(f"module:{holder}:{module.name}", module.name, "module", f"module {holder}",
                        f"{holder} uses {module.name}", f"rmmod {holder}")
                 for holder in module.holders
-            )  # fmt: skip
+            )
     for use in rule_uses(state.live):
         module_name = _loaded(kernel, use)
         found.append(Holder(f"rule:{use.where}", module_name, "rule", use.where, use.line.text, use.command))
@@ -92,11 +92,11 @@ def _loaded(kernel: Kernel, use: RuleUse) -> str:
     return next((name for name in use.modules if kernel.module(name)), use.modules[0])
 
 
-def foreign_holders(state: State) -> Tuple[Holder, ...]:
+def foreign_holders(state: State) -> tuple[Holder, ...]:
     """Holders that no rewrite of this host's own rules removes."""
     if state.kernel is None:
         return ()
-    found: List[Holder] = []
+    found: list[Holder] = []
     for namespace in state.namespaces:
         uses = list(rule_uses(namespace.rules))
         found += [
@@ -105,7 +105,7 @@ def foreign_holders(state: State) -> Tuple[Holder, ...]:
                    f"{use.line.text} keeps {_loaded(state.kernel, use)} in use",
                    "stop what owns the namespace, or make its rules stateless")
             for number, use in enumerate(uses, 1)
-        ]  # fmt: skip
+        ]
     return (*found, *_unseen(state, state.kernel))
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
 from .actions import Action, from_json, to_json
 from .errors import JournalError
@@ -30,10 +31,10 @@ class Entry:
     number: int
     boot: str
     mode: str
-    modules: Tuple[str, ...]
-    actions: Tuple[Action, ...]
+    modules: tuple[str, ...]
+    actions: tuple[Action, ...]
     closed: bool = False
-    loaded: Tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
 
 
 def record(kind: str, **fields: Any) -> bytes:
@@ -42,7 +43,7 @@ def record(kind: str, **fields: Any) -> bytes:
     return f"{text}\t{_sum(text)}\n".encode("utf-8", "surrogateescape")
 
 
-def begin(number: int, boot: str, mode: str, modules: Tuple[str, ...]) -> bytes:
+def begin(number: int, boot: str, mode: str, modules: tuple[str, ...]) -> bytes:
     """The line that opens an apply."""
     return record("begin", number=number, boot=boot, mode=mode, modules=list(modules))
 
@@ -52,7 +53,7 @@ def intent(number: int, action: Action) -> bytes:
     return record("act", number=number, **{"do": to_json(action)})
 
 
-def commit(number: int, loaded: Tuple[str, ...]) -> bytes:
+def commit(number: int, loaded: tuple[str, ...]) -> bytes:
     """The line that makes an apply whole."""
     return record("commit", number=number, loaded=list(loaded))
 
@@ -66,11 +67,11 @@ def _sum(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def parse(content: bytes) -> Tuple[Entry, ...]:
+def parse(content: bytes) -> tuple[Entry, ...]:
     """The applies that are not undone, oldest first.  Raises JournalError for a damaged journal."""
     lines = content.decode("utf-8", "surrogateescape").split("\n")
     lines.pop()  # empty, or torn off by a crash before its act
-    found: Dict[int, Entry] = {}
+    found: dict[int, Entry] = {}
     for number, line in enumerate(lines, 1):
         _take(found, _decode(line, number), number)
     return tuple(found.values())
@@ -87,7 +88,7 @@ def _decode(line: str, number: int) -> Mapping[str, Any]:
     return value
 
 
-def _take(found: Dict[int, Entry], value: Mapping[str, Any], number: int) -> None:
+def _take(found: dict[int, Entry], value: Mapping[str, Any], number: int) -> None:
     where = f"{PATH}:{number}"
     try:
         kind, key = value["kind"], int(value["number"])
@@ -96,7 +97,7 @@ def _take(found: Dict[int, Entry], value: Mapping[str, Any], number: int) -> Non
             return
         entry = found[key]
         if kind == "act":
-            actions: List[Action] = [*entry.actions, from_json(value["do"])]
+            actions: list[Action] = [*entry.actions, from_json(value["do"])]
             found[key] = Entry(key, entry.boot, entry.mode, entry.modules, tuple(actions))
         elif kind == "commit":
             loaded = tuple(value["loaded"])
@@ -109,6 +110,6 @@ def _take(found: Dict[int, Entry], value: Mapping[str, Any], number: int) -> Non
         raise JournalError(f"a record that we did not write ({error})", where, REMEDY) from None
 
 
-def open_entry(entries: Tuple[Entry, ...]) -> Optional[Entry]:
+def open_entry(entries: tuple[Entry, ...]) -> Entry | None:
     """The apply that was begun and neither committed nor undone: its process died."""
     return next((entry for entry in reversed(entries) if not entry.closed), None)

@@ -7,10 +7,10 @@ Pure: texts and values in, texts and values out.  What is read from ``/proc/modu
 from __future__ import annotations
 
 import re
-from typing import Dict, FrozenSet, Iterable, List, Set, Tuple
+from collections.abc import Iterable
 
-from cloudinit_conntrack.errors import ConfigError
-from cloudinit_conntrack.state import Module
+from .errors import ConfigError
+from .state import Module
 
 BLOCK_PATH = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
 
@@ -20,13 +20,14 @@ ROOTS = ("nf_conntrack", "ip_conntrack")
 # modprobe follows an "install" line for dependencies too, so these few stop every path to
 # connection tracking.  The IPv4/IPv6 halves existed up to 4.18 and register the hooks there;
 # ip_conntrack is a module of its own on 2.6.18 and an alias of nf_conntrack ever since.
-INSTALL_BLOCKED = ("nf_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6", "ip_conntrack")
+CORE = ("nf_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6", "ip_conntrack")
+INSTALL_BLOCKED = CORE
 
 # Everything that depends on nf_conntrack (or ip_conntrack), directly or not, in any era.
 # Debian's rows are from depmod's own modules.dep, Red Hat's from the kernel sources.
 # Not here: xt_socket.  It needed conntrack on 2.6.32 only, and blocking it would take
 # transparent proxying from every later host; modules.dep of such a kernel still names it.
-_TABLE: Tuple[Tuple[str, str], ...] = (
+_TABLE: tuple[tuple[str, str], ...] = (
     ("the core", "nf_conntrack ip_conntrack"),
     ("Debian 5.10, 6.1, 6.12, 7.2: helpers, netlink, bridge",
      "nf_conncount nf_conntrack_amanda nf_conntrack_bridge nf_conntrack_broadcast nf_conntrack_ftp"
@@ -65,13 +66,13 @@ _TABLE: Tuple[Tuple[str, str], ...] = (
      " ip_nat_pptp ip_nat_sip ip_nat_snmp_basic ip_nat_tftp ipt_SAME"),
 )
 
-CONNTRACK_MODULES: Tuple[str, ...] = tuple(name for _, names in _TABLE for name in names.split())
+CONNTRACK_MODULES: tuple[str, ...] = tuple(name for _, names in _TABLE for name in names.split())
 
 # Names that modprobe resolves to a module above (modinfo's aliases), as an old
 # iptables-config may write them.  ipt_X and ip6t_X for xt_X are derived, not listed.
 _ALIASES = ("ipt_DNAT", "ipt_SNAT", "ip6t_DNAT", "ip6t_SNAT", "nf_nat_snmp", "ip_nat_snmp")
 
-CONNTRACK_NAMES: FrozenSet[str] = frozenset(CONNTRACK_MODULES + _ALIASES)
+CONNTRACK_NAMES: frozenset[str] = frozenset(CONNTRACK_MODULES + _ALIASES)
 
 _FAMILY = re.compile(r"(nf|ip)_(conntrack|nat)(_\w+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -91,13 +92,13 @@ def is_conntrack_module(name: str) -> bool:
     return prefix in ("ipt", "ip6t") and f"xt_{rest}" in CONNTRACK_NAMES
 
 
-def parse_proc_modules(text: str) -> Tuple[Module, ...]:
+def parse_proc_modules(text: str) -> tuple[Module, ...]:
     """The lines of ``/proc/modules``, in the kernel's order (newest first).
 
     A kernel built without CONFIG_MODULE_UNLOAD prints ``-`` for the count, and a module
     that can never go has ``[permanent]`` among its holders (kernel/module/procfs.c).
     """
-    modules: List[Module] = []
+    modules: list[Module] = []
     for line in text.splitlines():
         fields = line.split()
         if len(fields) < 4:
@@ -108,11 +109,11 @@ def parse_proc_modules(text: str) -> Tuple[Module, ...]:
     return tuple(modules)
 
 
-def dependants(modules_dep: str) -> Tuple[str, ...]:
+def dependants(modules_dep: str) -> tuple[str, ...]:
     """Every module in the text of a ``modules.dep`` that needs conntrack, directly or not; sorted."""
     needs = {_module_of(left): {_module_of(path) for path in right.split()}
              for left, _, right in (line.partition(":") for line in modules_dep.splitlines()) if left.strip()}
-    found: Set[str] = set(ROOTS)
+    found: set[str] = set(ROOTS)
     while True:
         more = {name for name, deps in needs.items() if name not in found and deps & found}
         if not more:
@@ -125,10 +126,10 @@ def _module_of(path: str) -> str:
     return normal(path.strip().rpartition("/")[2].partition(".ko")[0])
 
 
-def loaded_dependants(modules: Tuple[Module, ...]) -> Tuple[str, ...]:
+def loaded_dependants(modules: tuple[Module, ...]) -> tuple[str, ...]:
     """The loaded modules that are conntrack or hold it, by the kernel's own list of holders."""
     by_name = {m.name: m for m in modules}
-    found: Dict[str, None] = {}
+    found: dict[str, None] = {}
     todo = [root for root in ROOTS if root in by_name]
     while todo:
         name = todo.pop()
@@ -138,7 +139,7 @@ def loaded_dependants(modules: Tuple[Module, ...]) -> Tuple[str, ...]:
     return tuple(m.name for m in modules if m.name in found)
 
 
-def unload_order(modules: Tuple[Module, ...], targets: Iterable[str] = ()) -> Tuple[str, ...]:
+def unload_order(modules: tuple[Module, ...], targets: Iterable[str] = ()) -> tuple[str, ...]:
     """The names to unload, leaves first: conntrack, all that depends on it, and *targets*.
 
     Only loaded modules are named.  What holds one of the *targets* is not added: nobody
@@ -146,7 +147,7 @@ def unload_order(modules: Tuple[Module, ...], targets: Iterable[str] = ()) -> Tu
     """
     wanted = set(loaded_dependants(modules)) | {normal(t) for t in targets}
     left = [m for m in modules if m.name in wanted]
-    order: List[str] = []
+    order: list[str] = []
     while left:
         names = {m.name for m in left}
         ready = [m for m in left if not names.intersection(m.holders)]

@@ -7,7 +7,6 @@ performs it, and a host is verified when planning it again gives nothing to do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import List, Tuple
 
 from . import guard, kmod
 from .actions import Action, DeleteEntries, LoadRules, ProveLoading, UnloadModule, WriteFile
@@ -47,10 +46,10 @@ class Plan:
     """
 
     mode: str
-    actions: Tuple[Action, ...] = ()
-    blockers: Tuple[Item, ...] = ()
-    widenings: Tuple[Item, ...] = ()
-    findings: Tuple[Item, ...] = ()
+    actions: tuple[Action, ...] = ()
+    blockers: tuple[Item, ...] = ()
+    widenings: tuple[Item, ...] = ()
+    findings: tuple[Item, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -64,11 +63,11 @@ class _Draft:
 
     desired: Desired
     state: State
-    files: List[Action]
-    rules: List[Action]
-    blockers: List[Item]
-    widenings: List[Item]
-    findings: List[Item]
+    files: list[Action]
+    rules: list[Action]
+    blockers: list[Item]
+    widenings: list[Item]
+    findings: list[Item]
 
 
 def make_plan(desired: Desired, state: State) -> Plan:
@@ -95,7 +94,7 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
             _plan_saved(draft, saved)
     for live in _live_to_plan(desired, state):
         _plan_live(draft, live)
-    modules: List[Action] = []
+    modules: list[Action] = []
     if desired.mode == "unload" and state.kernel is not None:
         modules = _unloading(draft, state.kernel)
     block = _blocking(draft)
@@ -112,11 +111,11 @@ def _unsupported(draft: _Draft) -> None:
     if draft.desired.flows.haproxy_cfg:
         draft.blockers.append(Item("config:haproxy_cfg", "conntrack.flows.haproxy_cfg",
                                    "this release cannot read haproxy.cfg yet",
-                                   "name the ports in flows.frontends and flows.backends"))  # fmt: skip
+                                   "name the ports in flows.frontends and flows.backends"))
     for number, note in enumerate(draft.state.notes, 1):
         if note.startswith("native nftables"):
             draft.blockers.append(Item(f"nftables:{number}", "nft list ruleset", note,
-                                       "this release rewrites iptables rules; make them stateless by hand first"))  # fmt: skip
+                                       "this release rewrites iptables rules; make them stateless by hand first"))
         else:
             draft.findings.append(Item(f"note:{number}", "host", note))
 
@@ -124,7 +123,7 @@ def _unsupported(draft: _Draft) -> None:
 # --- rules -----------------------------------------------------------------------------
 
 
-def _live_to_plan(desired: Desired, state: State) -> Tuple[LiveRules, ...]:
+def _live_to_plan(desired: Desired, state: State) -> tuple[LiveRules, ...]:
     """The live rule-sets to look at; for notrack also an empty one of the default back end."""
     found = tuple(live for live in state.live if live.text.strip())
     if desired.mode != "notrack" or state.kernel is None:
@@ -147,7 +146,7 @@ def _policy(draft: _Draft, family: str) -> Policy:
     flows = draft.desired.flows
     kernel = draft.state.kernel
     asked = tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows.outbound + flows.backends
-                  if f.protocol == "udp")  # fmt: skip
+                  if f.protocol == "udp")
     answered = tuple(UdpFlow(f.ports, "", f.family or "") for f in flows.frontends if f.protocol == "udp")
     ports = kernel.local_ports if kernel else Policy().local_ports
     return Policy(draft.desired.rules.stateful, draft.desired.rules.nat, asked, answered, ports)
@@ -160,7 +159,7 @@ def _bypass(draft: _Draft, family: str) -> notrack.Bypass:
     return notrack.Bypass(_flows(flows.frontends, family), _flows(flows.backends, family), flows.all, ports)
 
 
-def _flows(flows: Tuple[ConfigFlow, ...], family: str) -> Tuple[notrack.Flow, ...]:
+def _flows(flows: tuple[ConfigFlow, ...], family: str) -> tuple[notrack.Flow, ...]:
     return tuple(notrack.Flow(f.protocol, f.ports, f.address or "") for f in flows if f.family in (None, family))
 
 
@@ -221,7 +220,7 @@ def _report(draft: _Draft, outcome: Rewritten, where: str, key: str, before: Rul
     for blocker in outcome.blockers:
         place = f"{where}: {_place(before, blocker.line)}"
         draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule.strip()}: {blocker.reason}",
-                                   blocker.remedy))  # fmt: skip
+                                   blocker.remedy))
     for number, change in enumerate(outcome.changes):
         if change.widens:
             place = f"{where}: {_place(before, change.line)}" if change.line else where
@@ -244,13 +243,14 @@ def _guard(draft: _Draft, before: RuleSet, after: RuleSet, where: str) -> None:
     ports = draft.state.sshd_ports if keep is None else keep
     for port, reason in guard.closed_ports(before, after, ports):
         draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
-                                   "add an accept rule for the port, or take it out of guard.keep"))  # fmt: skip
-    if draft.desired.mode != "notrack":
-        for flow in draft.desired.flows.frontends:
-            if flow.protocol == "tcp" and guard.is_closed(before, flow.ports[0]):
-                draft.findings.append(Item(f"closed:{where}:{flow.ports[0]}", where,
-                                           f"frontend port {flow.ports[0]} is closed by these rules, before and after",
-                                           "add an accept rule if clients shall reach it"))  # fmt: skip
+                                   "add an accept rule for the port, or take it out of guard.keep"))
+    if draft.desired.mode == "notrack":
+        return
+    tcp = [f.ports[0] for f in draft.desired.flows.frontends if f.protocol == "tcp"]
+    closed = ", ".join(str(port) for port in tcp if guard.is_closed(before, port))
+    if closed:
+        draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
+                                   "add an accept rule if clients shall reach it"))
 
 
 def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
@@ -266,40 +266,40 @@ def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
     if helpers:
         draft.findings.append(Item(f"helper:{saved.path}", saved.path,
                                    f"{', '.join(helpers)} helped connections that its rules called RELATED; "
-                                   "without conntrack they are not recognised", "allow their ports by rules"))  # fmt: skip
+                                   "without conntrack they are not recognised", "allow their ports by rules"))
 
 
 # --- modules ---------------------------------------------------------------------------
 
 
-def _unloading(draft: _Draft, kernel: Kernel) -> List[Action]:
+def _unloading(draft: _Draft, kernel: Kernel) -> list[Action]:
     if kernel.conntrack == "builtin" or not kernel.modular:
         draft.blockers.append(Item("module:builtin", f"kernel {kernel.release}",
                                    "nf_conntrack is built into this kernel and cannot be unloaded",
-                                   "use 'mode: stateless' (it then tracks nothing), or 'fallback: stateless'"))  # fmt: skip
+                                   "use 'mode: stateless' (it then tracks nothing), or 'fallback: stateless'"))
         return []
     order = kmod.unload_order(kernel.modules, draft.desired.modules.extra)
     if order and kernel.locked:
         draft.blockers.append(Item("module:locked", "kernel.modules_disabled = 1",
                                    "this kernel refuses to unload modules until the next boot",
-                                   "reboot with the block in place, or use 'fallback: stateless'"))  # fmt: skip
+                                   "reboot with the block in place, or use 'fallback: stateless'"))
         return []
     if order:
         for holder in foreign_holders(draft.state):
             draft.blockers.append(Item(f"module:{holder.id}", holder.where, holder.what, holder.remedy))
-    actions: List[Action] = []
+    actions: list[Action] = []
     for name in order:
         module = kernel.module(name)
         parameters = module.parameters if module else ()
         sysctls = kernel.sysctls if name == "nf_conntrack" else ()
-        reason = "conntrack is what shall go" if name == "nf_conntrack" else "it holds nf_conntrack, or stands in its way"
+        reason = "it is conntrack" if name == "nf_conntrack" else "it holds nf_conntrack, or stands in its way"
         if name in draft.desired.modules.extra:
             reason = "modules.extra names it"
         actions.append(UnloadModule(name, reason, parameters, sysctls, draft.desired.modules.force))
     return actions
 
 
-def _blocking(draft: _Draft) -> List[Action]:
+def _blocking(draft: _Draft) -> list[Action]:
     """Write the block (unload) or take our own away (notrack needs the module)."""
     desired, found = draft.desired, draft.state.block
     if desired.mode == "notrack" and found is not None:
@@ -309,7 +309,7 @@ def _blocking(draft: _Draft) -> List[Action]:
     content = kmod.modprobe_conf(desired.modules.extra).encode()
     if found is not None and found.content == content:
         return []
-    proofs: List[Action] = []
+    proofs: list[Action] = []
     if draft.state.kernel is not None:
         proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
     image = replace(found, content=content) if found else FileImage(content)
@@ -323,7 +323,7 @@ def _proof(draft: _Draft, saved: SavedFile) -> ProveLoading:
     return ProveLoading(saved.path, saved.family, _text(image.content), reason)
 
 
-def _entries(draft: _Draft) -> List[Action]:
+def _entries(draft: _Draft) -> list[Action]:
     """Entries that the flows had stay until their timeout, up to five days, unless deleted."""
     kernel, flows = draft.state.kernel, draft.desired.flows
     if draft.desired.mode != "notrack" or kernel is None or kernel.conntrack == "absent" or not draft.rules:

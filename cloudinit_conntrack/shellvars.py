@@ -9,9 +9,10 @@ taken out of the values, with the blanks beside them; every other byte stays.
 from __future__ import annotations
 
 import re
-from typing import Iterator, List, NamedTuple, Tuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from cloudinit_conntrack.kmod import is_conntrack_module
+from .kmod import is_conntrack_module
 
 VARIABLES = ("IPTABLES_MODULES", "IP6TABLES_MODULES", "IPT_MODULES")
 
@@ -30,14 +31,14 @@ class _Char(NamedTuple):
     end: int
 
 
-def clean_modules_line(text: str) -> Tuple[str, Tuple[str, ...]]:
+def clean_modules_line(text: str) -> tuple[str, tuple[str, ...]]:
     """*text* without conntrack modules in its module lists, and the names taken out, in order.
 
     Every assignment is cleaned, not only the last one that counts.  From a quote that never
     closes on, the text is left alone: the shell refuses such a file anyway.
     """
-    kept: List[str] = []
-    removed: List[str] = []
+    kept: list[str] = []
+    removed: list[str] = []
     done = 0
     for start, end in _assignments(text):
         drop, names = _conntrack_chars(_characters(text, start, end))
@@ -48,7 +49,7 @@ def clean_modules_line(text: str) -> Tuple[str, Tuple[str, ...]]:
     return "".join((*kept, text[done:])), tuple(removed)
 
 
-def _assignments(text: str) -> Iterator[Tuple[int, int]]:
+def _assignments(text: str) -> Iterator[tuple[int, int]]:
     """Where the values of :data:`VARIABLES` start and end in the shell *text*."""
     at = 0
     while at < len(text):
@@ -63,9 +64,9 @@ def _assignments(text: str) -> Iterator[Tuple[int, int]]:
             yield assignment.end(), at
 
 
-def _characters(text: str, start: int, end: int) -> List[_Char]:
+def _characters(text: str, start: int, end: int) -> list[_Char]:
     """The characters that the shell makes of ``text[start:end]``, a whole word or its end."""
-    chars: List[_Char] = []
+    chars: list[_Char] = []
     quote = ""
     at = start
     while at < end:
@@ -88,10 +89,10 @@ def _escapes(text: str, at: int, quote: str) -> bool:
     return not quote or text[at + 1] in _ESCAPED_IN_QUOTES
 
 
-def _conntrack_chars(value: List[_Char]) -> Tuple[List[_Char], List[str]]:
+def _conntrack_chars(value: list[_Char]) -> tuple[list[_Char], list[str]]:
     """The characters to take out of *value*: conntrack names, and the blanks that parted them."""
-    drop: List[_Char] = []
-    names: List[str] = []
+    drop: list[_Char] = []
+    names: list[str] = []
     kept = False
     pieces = _pieces(value)
     for i, piece in enumerate(pieces):
@@ -109,9 +110,9 @@ def _conntrack_chars(value: List[_Char]) -> Tuple[List[_Char], List[str]]:
     return drop, names
 
 
-def _pieces(value: List[_Char]) -> List[List[_Char]]:
+def _pieces(value: list[_Char]) -> list[list[_Char]]:
     """*value* as runs of blanks and of other characters, in turn."""
-    runs: List[List[_Char]] = []
+    runs: list[list[_Char]] = []
     for char in value:
         if runs and (runs[-1][0].char in _BLANKS) == (char.char in _BLANKS):
             runs[-1].append(char)

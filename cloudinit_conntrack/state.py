@@ -7,7 +7,6 @@ floors.  Nothing in this file touches a file, a process or a clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 FAMILIES = ("ipv4", "ipv6")
 BACKENDS = ("legacy", "nft")
@@ -27,7 +26,7 @@ class FileImage:
     gid: int = 0
     atime_ns: int = 0
     mtime_ns: int = 0
-    xattrs: Tuple[Tuple[str, bytes], ...] = ()
+    xattrs: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Module:
 
     name: str
     refcount: int
-    holders: Tuple[str, ...]
-    parameters: Tuple[Tuple[str, str], ...] = ()
+    holders: tuple[str, ...]
+    parameters: tuple[tuple[str, str], ...] = ()
 
     @property
     def other_users(self) -> int:
@@ -96,7 +95,7 @@ class OtherNamespace:
 
     inode: int
     owner: str
-    rules: Tuple[LiveRules, ...] = ()
+    rules: tuple[LiveRules, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,14 @@ class Kernel:
     locked: bool
     conntrack: str
     proc_file: bool
-    modules: Tuple[Module, ...] = ()
-    dependants: Tuple[str, ...] = ()
-    entries: Optional[int] = None
-    forced_unload: Optional[bool] = None
-    local_ports: Tuple[int, int] = (32768, 60999)
-    sysctls: Tuple[Tuple[str, str], ...] = ()
+    modules: tuple[Module, ...] = ()
+    dependants: tuple[str, ...] = ()
+    entries: int | None = None
+    forced_unload: bool | None = None
+    local_ports: tuple[int, int] = (32768, 60999)
+    sysctls: tuple[tuple[str, str], ...] = ()
 
-    def module(self, name: str) -> Optional[Module]:
+    def module(self, name: str) -> Module | None:
         """The loaded module *name*, or ``None``."""
         return next((m for m in self.modules if m.name == name), None)
 
@@ -134,12 +133,12 @@ class State:
     *default_backend* is what plain ``iptables`` is here: ``legacy`` or ``nft``.
     """
 
-    kernel: Optional[Kernel]
-    live: Tuple[LiveRules, ...] = ()
-    saved: Tuple[SavedFile, ...] = ()
-    block: Optional[FileImage] = None
-    resolutions: Tuple[Resolution, ...] = ()
-    namespaces: Tuple[OtherNamespace, ...] = ()
-    sshd_ports: Tuple[int, ...] = (22,)
-    notes: Tuple[str, ...] = ()
+    kernel: Kernel | None
+    live: tuple[LiveRules, ...] = ()
+    saved: tuple[SavedFile, ...] = ()
+    block: FileImage | None = None
+    resolutions: tuple[Resolution, ...] = ()
+    namespaces: tuple[OtherNamespace, ...] = ()
+    sshd_ports: tuple[int, ...] = (22,)
+    notes: tuple[str, ...] = ()
     default_backend: str = "legacy"

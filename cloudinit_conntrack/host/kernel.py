@@ -5,15 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import re
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Iterable, Optional, Tuple
 
-from cloudinit_conntrack.errors import HostError
-from cloudinit_conntrack.host.root import HOST, Root
-from cloudinit_conntrack.kmod import ROOTS, dependants, is_conntrack_module, normal, parse_proc_modules
-from cloudinit_conntrack.state import Kernel, Module
+from ..errors import HostError
+from ..kmod import ROOTS, dependants, is_conntrack_module, normal, parse_proc_modules
+from ..state import Kernel, Module
+from .root import HOST, Root
 
 _SYSCTLS = "/proc/sys/net/netfilter"
+_OPTIONS = {"nf_conntrack_netlink": "NF_CT_NETLINK"}  # where the option is not the module's name
 _MOST_CONFIG = 4 * 1024 * 1024
 
 
@@ -70,10 +71,11 @@ def builtin(root: Root, release: str, name: str) -> bool:
     shipped = root.read_text(f"/lib/modules/{release}/modules.builtin") or ""
     if any(normal(line.rpartition("/")[2].partition(".ko")[0]) == name for line in shipped.splitlines()):
         return True
-    return re.search(rf"^CONFIG_{name.upper()}=y$", _config(root, release) or "", re.MULTILINE) is not None
+    option = _OPTIONS.get(name, name.upper())
+    return re.search(rf"^CONFIG_{option}=y$", _config(root, release) or "", re.MULTILINE) is not None
 
 
-def _conntrack(root: Root, release: str, modules: Tuple[Module, ...]) -> str:
+def _conntrack(root: Root, release: str, modules: tuple[Module, ...]) -> str:
     if any(m.name in ROOTS for m in modules):
         return "loaded"
     if any(builtin(root, release, name) for name in ROOTS):
@@ -89,7 +91,7 @@ def _with_parameters(root: Root, module: Module) -> Module:
     return Module(module.name, module.refcount, module.holders, given)
 
 
-def _sysctls(root: Root) -> Tuple[Tuple[str, str], ...]:
+def _sysctls(root: Root) -> tuple[tuple[str, str], ...]:
     """The writable ``net.netfilter.nf_conntrack_*``.  The frag6 ones belong to nf_defrag_ipv6 and stay."""
     names = (name for name in root.listdir(_SYSCTLS) if name.startswith("nf_conntrack_"))
     wanted = (n for n in names if n != "nf_conntrack_count" and not n.startswith("nf_conntrack_frag6_"))
@@ -97,19 +99,19 @@ def _sysctls(root: Root) -> Tuple[Tuple[str, str], ...]:
     return tuple((name, value) for name, value in found if value)
 
 
-def _local_ports(root: Root) -> Tuple[int, int]:
+def _local_ports(root: Root) -> tuple[int, int]:
     fields = _line(root, "/proc/sys/net/ipv4/ip_local_port_range").split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         return int(fields[0]), int(fields[1])
     return Kernel.local_ports
 
 
-def _forced_unload(root: Root, release: str) -> Optional[bool]:
+def _forced_unload(root: Root, release: str) -> bool | None:
     config = _config(root, release)
     return None if config is None else "\nCONFIG_MODULE_FORCE_UNLOAD=y\n" in f"\n{config}\n"
 
 
-def _config(root: Root, release: str) -> Optional[str]:
+def _config(root: Root, release: str) -> str | None:
     """The kernel's build configuration, where a distribution keeps it (Fedora: with the modules)."""
     for path in (f"/boot/config-{release}", f"/lib/modules/{release}/config"):
         text = root.read_text(path)
@@ -130,5 +132,5 @@ def _line(root: Root, path: str) -> str:
     return ""
 
 
-def _number(text: str) -> Optional[int]:
+def _number(text: str) -> int | None:
     return int(text) if text.isdigit() else None

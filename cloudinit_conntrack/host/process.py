@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import IO
 
-from cloudinit_conntrack.errors import CommandError, HostError
+from ..errors import CommandError, HostError
 
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST_OUTPUT = 256 * 1024 * 1024  # a million rules are about 100 MB
@@ -31,19 +32,19 @@ _PACKAGES = {
 class Completed:
     """A command that ended.  *stdout* keeps foreign bytes as surrogates, *stderr* is for reading."""
 
-    argv: Tuple[str, ...]
+    argv: tuple[str, ...]
     status: int
     stdout: str
     stderr: str
 
 
-def find(name: str) -> Optional[str]:
+def find(name: str) -> str | None:
     """The path of the executable *name*, or ``None``.  The sbin directories are searched too."""
     return shutil.which(name, path=_search_path())
 
 
-def run(argv: Sequence[str], stdin: Optional[bytes] = None, timeout: float = 60.0,
-        check: bool = True, netns: Optional[str] = None) -> Completed:
+def run(argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0,
+        check: bool = True, netns: str | None = None) -> Completed:
     """Run *argv* with *stdin* and wait at most *timeout* seconds.
 
     *netns* is the path of a network namespace to run in (``/run/netns/blue``,
@@ -114,12 +115,12 @@ def _search_path() -> str:
     return ":".join(dict.fromkeys(given + beside))
 
 
-def _environment() -> Dict[str, str]:
+def _environment() -> dict[str, str]:
     """Nothing inherited but PATH: MODPROBE_OPTIONS or XTABLES_LIBDIR would change the answers."""
     return {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/"}
 
 
-def _start(words: Tuple[str, ...], stdin: int) -> subprocess.Popen[bytes]:
+def _start(words: tuple[str, ...], stdin: int) -> subprocess.Popen[bytes]:
     executable = find(words[0])
     if executable is None:
         raise HostError(f"the command {words[0]} is not there", quoted(words), _where_from(words[0]))
@@ -138,9 +139,9 @@ def _where_from(name: str) -> str:
 
 
 def _converse(process: subprocess.Popen[bytes], stdin: bytes, deadline: float,
-              words: Tuple[str, ...]) -> Tuple[bytes, bytes]:
+              words: tuple[str, ...]) -> tuple[bytes, bytes]:
     """Feed *stdin*, collect both outputs until the process is gone; TimeoutError at *deadline*."""
-    got: Dict[IO[bytes], List[bytes]] = {}
+    got: dict[IO[bytes], list[bytes]] = {}
     size = 0
     with selectors.DefaultSelector() as selector:
         for pipe in filter(None, (process.stdout, process.stderr)):
@@ -196,14 +197,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
-        try:
+        with suppress(BrokenPipeError):
             pipe.close()
-        except BrokenPipeError:
-            pass
-    try:
+    with suppress(subprocess.TimeoutExpired):  # asleep in the kernel; it dies when it wakes
         process.wait(timeout=_GRACE)
-    except subprocess.TimeoutExpired:
-        pass  # asleep in the kernel; it dies when it wakes
 
 
 def _shortened(text: str) -> str:

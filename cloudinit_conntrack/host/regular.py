@@ -10,10 +10,9 @@ import os
 import re
 import secrets
 import stat
-from typing import List
 
-from cloudinit_conntrack.errors import HostError
-from cloudinit_conntrack.state import FileImage
+from ..errors import HostError
+from ..state import FileImage
 
 _MOST_BYTES = 64 * 1024 * 1024
 _MARK = ".cloudinit-conntrack-"
@@ -45,7 +44,7 @@ def read_bounded(opened: int, path: str) -> bytes:
     """The content of *opened*; HostError when it is no regular file, or too large."""
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         raise HostError("is no longer a regular file", path)
-    pieces: List[bytes] = []
+    pieces: list[bytes] = []
     left = _MOST_BYTES + 1
     while left > 0:
         piece = os.read(opened, min(left, 1 << 20))
@@ -56,7 +55,7 @@ def read_bounded(opened: int, path: str) -> bytes:
     raise HostError(f"is larger than {_MOST_BYTES >> 20} MiB", path, "no file of this kind is that large")
 
 
-def _xattr_names(opened: int) -> List[str]:
+def _xattr_names(opened: int) -> list[str]:
     try:
         return sorted(os.listxattr(opened))
     except OSError as error:
@@ -67,9 +66,7 @@ def _xattr_names(opened: int) -> List[str]:
 
 def fill(opened: int, image: FileImage) -> None:
     """Everything but the name.  The owner comes first: changing it clears set-id bits and capabilities."""
-    left = memoryview(image.content)
-    while left:
-        left = left[os.write(opened, left):]
+    write_all(opened, image.content)
     found = os.fstat(opened)
     if (found.st_uid, found.st_gid) != (image.uid, image.gid):
         os.fchown(opened, image.uid, image.gid)
@@ -79,6 +76,13 @@ def fill(opened: int, image: FileImage) -> None:
     if image.atime_ns or image.mtime_ns:
         os.utime(opened, ns=(image.atime_ns, image.mtime_ns))
     os.fsync(opened)
+
+
+def write_all(opened: int, content: bytes) -> None:
+    """Write *content*, however the kernel cuts it."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(opened, left):]
 
 
 def _set_xattr(opened: int, name: str, value: bytes) -> None:

@@ -12,20 +12,21 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Iterator, List, Optional, Tuple
 
-from cloudinit_conntrack.errors import HostError
-from cloudinit_conntrack.host.regular import (
+from ..errors import HostError
+from ..state import FileImage
+from .regular import (
     fill,
     image_of,
     name_beside,
     read_bounded,
     refuse_irregular,
     sweep_beside,
+    write_all,
 )
-from cloudinit_conntrack.state import FileImage
 
 _MOST_LINKS = 40  # as the kernel: MAXSYMLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,7 +56,7 @@ class Root:
 
     # --- reading ---------------------------------------------------------------------
 
-    def read_image(self, path: str) -> Optional[FileImage]:
+    def read_image(self, path: str) -> FileImage | None:
         """The regular file *path*, whole; ``None`` when there is none.
 
         :class:`HostError` for a symbolic link, a FIFO, a device or a directory in its place.
@@ -67,7 +68,7 @@ class Root:
             with os.fdopen(opened, "rb"):
                 return image_of(opened, path)
 
-    def read_bytes(self, path: str) -> Optional[bytes]:
+    def read_bytes(self, path: str) -> bytes | None:
         """The content of *path*, links inside the root followed; ``None`` when there is none."""
         with _told(path):
             opened = self._open_regular(path, follow=True)
@@ -76,7 +77,7 @@ class Root:
             with os.fdopen(opened, "rb"):
                 return read_bounded(opened, path)
 
-    def read_text(self, path: str) -> Optional[str]:
+    def read_text(self, path: str) -> str | None:
         """Like :meth:`read_bytes`, as text; bytes that are not UTF-8 are replaced."""
         content = self.read_bytes(path)
         return None if content is None else content.decode("utf-8", "replace")
@@ -90,7 +91,16 @@ class Root:
         found = self._stat(path)
         return found is not None and stat.S_ISDIR(found.st_mode)
 
-    def listdir(self, path: str) -> Tuple[str, ...]:
+    def link_text(self, path: str) -> str:
+        """What the symbolic link *path* says, not followed; empty when it is none."""
+        with _told(path):
+            try:
+                with self._at(path, follow=False) as (parent, name):
+                    return _link_target(parent, name) or ""
+            except (FileNotFoundError, NotADirectoryError):
+                return ""
+
+    def listdir(self, path: str) -> tuple[str, ...]:
         """The sorted names in the directory *path*; none when there is no such directory."""
         with _told(path):
             try:
@@ -124,6 +134,17 @@ class Root:
                     os.unlink(beside, dir_fd=parent)
                 raise
             os.fsync(parent)
+
+    def append(self, path: str, content: bytes) -> None:
+        """Add *content* to the regular file *path*, which must be there, and sync it."""
+        with _told(path), self._at(path, follow=False) as (parent, name):
+            refuse_irregular(parent, name, path)
+            opened = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                write_all(opened, content)
+                os.fsync(opened)
+            finally:
+                os.close(opened)
 
     def remove(self, path: str) -> None:
         """Remove the regular file *path*; nothing happens when there is none."""
@@ -200,7 +221,8 @@ class Root:
     def lock(self, path: str) -> Iterator[bool]:
         """Hold the lock file *path* for a while; gives whether it was free.  The kernel frees it."""
         with _told(path), self._at(path, follow=False) as (parent, name):
-            opened = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            opened = os.open(name, flags, 0o600, dir_fd=parent)
         try:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +235,7 @@ class Root:
 
     # --- walking ---------------------------------------------------------------------
 
-    def _stat(self, path: str) -> Optional[os.stat_result]:
+    def _stat(self, path: str) -> os.stat_result | None:
         with _told(path):
             try:
                 with self._at(path, follow=True) as (parent, name):
@@ -221,7 +243,7 @@ class Root:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def _open_regular(self, path: str, follow: bool) -> Optional[int]:
+    def _open_regular(self, path: str, follow: bool) -> int | None:
         try:
             with self._at(path, follow) as (parent, name):
                 if not refuse_irregular(parent, name, path):
@@ -233,11 +255,11 @@ class Root:
             return None
 
     @contextmanager
-    def _at(self, path: str, follow: bool) -> Iterator[Tuple[int, str]]:
+    def _at(self, path: str, follow: bool) -> Iterator[tuple[int, str]]:
         """The directory that holds *path*, open, and the last name; ``.`` when it is a directory itself."""
         if not path.startswith("/") or "\0" in path:
             raise HostError("is not an absolute path", repr(path))
-        opened: List[int] = []
+        opened: list[int] = []
         try:
             opened.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             yield _walk(opened, path, follow)
@@ -246,7 +268,7 @@ class Root:
                 os.close(directory)
 
 
-def _walk(opened: List[int], path: str, follow: bool) -> Tuple[int, str]:
+def _walk(opened: list[int], path: str, follow: bool) -> tuple[int, str]:
     """Walk *path* from ``opened[0]``, the root; *opened* is the chain of directories held."""
     todo = _parts(path)
     links = 0
@@ -273,11 +295,11 @@ def _walk(opened: List[int], path: str, follow: bool) -> Tuple[int, str]:
     return opened[-1], "."
 
 
-def _parts(path: str) -> List[str]:
+def _parts(path: str) -> list[str]:
     return [p for p in path.split("/") if p]
 
 
-def _link_target(parent: int, name: str) -> Optional[str]:
+def _link_target(parent: int, name: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=parent)
     except OSError as error:

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
-from typing import Optional, Tuple, Union
+from functools import cache
 
-from cloudinit_conntrack.errors import CommandError, HostError
-from cloudinit_conntrack.host import kernel
-from cloudinit_conntrack.host.process import Completed, failure, find, private_namespace, quoted, run
-from cloudinit_conntrack.host.root import HOST, Root
-from cloudinit_conntrack.state import BACKENDS, FAMILIES, LiveRules
+from ..errors import CommandError, HostError
+from ..state import BACKENDS, FAMILIES, LiveRules
+from . import kernel
+from .process import Completed, failure, find, private_namespace, quoted, run
+from .root import HOST, Root
 
 _COMMAND = {"ipv4": "iptables", "ipv6": "ip6tables"}
 _NAMES = {"ipv4": "/proc/net/ip_tables_names", "ipv6": "/proc/net/ip6_tables_names"}
 _NFT_FAMILY = {"ipv4": "ip", "ipv6": "ip6"}
 _LOCK_SECONDS = "10"
+_RESTORE_SECONDS = 300.0  # 100,000 rules take seconds; on a slow host more
 _SETS = re.compile(r"--(match|add|del|map)-set\b")
 
 # The hooks of each table, for a flush; the built-in chains of x_tables.
@@ -35,7 +35,7 @@ _CHAINS = {
 }
 
 
-def live_rules(root: Root = HOST, netns: Optional[str] = None) -> Tuple[LiveRules, ...]:
+def live_rules(root: Root = HOST, netns: str | None = None) -> tuple[LiveRules, ...]:
     """The rules of every back end and family, of this network namespace or of *netns*.
 
     One item each, with an empty text where no table is there.  :class:`HostError` when
@@ -44,7 +44,7 @@ def live_rules(root: Root = HOST, netns: Optional[str] = None) -> Tuple[LiveRule
     return tuple(saved_text(backend, family, root, netns) for backend in BACKENDS for family in FAMILIES)
 
 
-def saved_text(backend: str, family: str, root: Root = HOST, netns: Optional[str] = None) -> LiveRules:
+def saved_text(backend: str, family: str, root: Root = HOST, netns: str | None = None) -> LiveRules:
     """What ``iptables-save -c`` of *backend* and *family* prints, untouched."""
     command = _tool(backend, family, "save")
     if backend == "nft":
@@ -68,19 +68,19 @@ def default_backend(family: str = "ipv4") -> str:
     return _variant(path) if path else ""
 
 
-def restore(backend: str, family: str, text: Union[str, bytes], netns: Optional[str] = None) -> None:
+def restore(backend: str, family: str, text: str | bytes, netns: str | None = None) -> None:
     """Replace the tables that *text* holds, each in one transaction, counters included; tested first.
 
     :class:`CommandError` names the line that the kernel refused.
     """
     content = _encoded(text)
     for argv in ((*restore_command(backend, family), "--test"), restore_command(backend, family)):
-        done = run(argv, stdin=content, check=False, netns=netns)
+        done = run(argv, stdin=content, timeout=_RESTORE_SECONDS, check=False, netns=netns)
         if done.status != 0:
             raise _refusal(done, content)
 
 
-def restore_command(backend: str, family: str) -> Tuple[str, ...]:
+def restore_command(backend: str, family: str) -> tuple[str, ...]:
     """The command that :func:`restore` feeds; :class:`HostError` when the host has none."""
     command = _tool(backend, family, "restore")
     if command is None:
@@ -89,26 +89,49 @@ def restore_command(backend: str, family: str) -> Tuple[str, ...]:
     return (command, "-c", *_waiting(command))
 
 
-def drop_table(backend: str, family: str, table: str, netns: Optional[str] = None) -> None:
+def drop_table(backend: str, family: str, table: str, root: Root = HOST,
+               netns: str | None = None) -> None:
     """Take away *table*, which must hold no rule.  A legacy table can only be flushed: it stays.
 
-    :class:`HostError` when there are rules in it.
+    :class:`HostError` when there are rules in it, or a policy that is not ACCEPT.
     """
-    name = f"{_NFT_FAMILY[family]} {table}"
-    if backend == "nft" and find("nft"):
-        shown = run(["nft", "-j", "list", "table", *name.split()], check=False, netns=netns)
-        if shown.status == 0 and '"nftables"' in shown.stdout:
-            if any("rule" in item for item in json.loads(shown.stdout)["nftables"]):
-                raise HostError("is not empty", f"nft table {name}", "somebody added rules; look at them first")
-            run(["nft", "delete", "table", *name.split()], netns=netns)
-            return
-        if "No such file" in shown.stderr:
-            return
+    lines = _section(saved_text(backend, family, root, netns).text, table)
+    if not lines:
+        return
+    if any("-A " in line or (line.startswith(":") and " DROP " in line) for line in lines):
+        raise HostError("is not empty", f"{backend} {family} table {table}", "look at the rules in it first")
+    if backend == "nft" and _delete_nft_table(f"{_NFT_FAMILY[family]} {table}", netns):
+        return
     chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in _CHAINS[table])
     restore(backend, family, f"*{table}\n{chains}COMMIT\n", netns)
 
 
-def load_in_private_namespace(content: Union[str, bytes], family: str) -> Optional[str]:
+def _delete_nft_table(name: str, netns: str | None) -> bool:
+    """Delete the nft table *name* if nft is there and shows no rule, not even one of its own making."""
+    if not find("nft"):
+        return False
+    shown = run(["nft", "-j", "list", "table", *name.split()], check=False, netns=netns)
+    if shown.status != 0 or not shown.stdout.startswith("{"):
+        return False  # built without JSON, as on Red Hat 7
+    if any("rule" in item for item in json.loads(shown.stdout)["nftables"]):
+        raise HostError("holds rules that iptables does not show", f"nft table {name}",
+                        f"look at them: nft list table {name}")
+    run(["nft", "delete", "table", *name.split()], netns=netns)
+    return True
+
+
+def _section(text: str, table: str) -> tuple[str, ...]:
+    """The lines of *table* in *text*, from its ``*`` line up to its COMMIT."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if lines or line == f"*{table}":
+            lines.append(line)
+            if line == "COMMIT":
+                break
+    return tuple(lines)
+
+
+def load_in_private_namespace(content: str | bytes, family: str) -> str | None:
     """Load a saved rule file as the boot does, in a fresh network namespace; the problem, or ``None``.
 
     ``iptables-restore --test`` is no proof: it answers 0 for a rule whose match the kernel
@@ -120,11 +143,12 @@ def load_in_private_namespace(content: Union[str, bytes], family: str) -> Option
         if _SETS.search(body.decode("utf-8", "replace")) and find("ipset"):
             sets = run(["ipset", "save"]).stdout  # sets belong to a namespace; at boot they come first
             run(["ipset", "restore"], stdin=_encoded(sets), check=False, netns=path)
-        done = run([command, *_waiting(command)], stdin=body, check=False, netns=path)
-    return None if done.status == 0 else str(_refusal(done, body))
+        argv = [command, *_waiting(command)]
+        done = run(argv, stdin=body, timeout=_RESTORE_SECONDS, check=False, netns=path)
+    return None if done.status == 0 else _refusal(done, body).what
 
 
-def _tool(backend: str, family: str, verb: str) -> Optional[str]:
+def _tool(backend: str, family: str, verb: str) -> str | None:
     """``iptables-legacy-save`` and so on, or the plain name where that is the one meant."""
     plain = _COMMAND[family]
     if find(f"{plain}-{backend}-{verb}"):
@@ -134,18 +158,18 @@ def _tool(backend: str, family: str, verb: str) -> Optional[str]:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _variant(path: str) -> str:
     return "nft" if "nf_tables" in run([path, "--version"]).stdout else "legacy"
 
 
-def _waiting(command: str) -> Tuple[str, ...]:
+def _waiting(command: str) -> tuple[str, ...]:
     """The option to wait for the xtables lock, where *command* knows it (1.6.2, and Red Hat's 1.4.21)."""
     path = find(command)
     return ("-w", _LOCK_SECONDS) if path and _knows_wait(path) else ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _knows_wait(path: str) -> bool:
     shown = run([path, "--help"], check=False)
     return "--wait" in shown.stdout + shown.stderr
@@ -155,7 +179,7 @@ def _nft_there(root: Root) -> bool:
     return kernel.available(root, "nf_tables")
 
 
-def _legacy_tables(family: str, root: Root, netns: Optional[str]) -> Tuple[str, ...]:
+def _legacy_tables(family: str, root: Root, netns: str | None) -> tuple[str, ...]:
     if netns is None:
         return tuple((root.read_text(_NAMES[family]) or "").split())
     if not root.exists(_NAMES[family]):
@@ -163,7 +187,7 @@ def _legacy_tables(family: str, root: Root, netns: Optional[str]) -> Tuple[str, 
     return tuple(run(["cat", _NAMES[family]], netns=netns).stdout.split())
 
 
-def _encoded(text: Union[str, bytes]) -> bytes:
+def _encoded(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
 

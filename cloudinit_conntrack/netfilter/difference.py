@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
-
 from .ruleset import Line, RuleSet
 
 CHAINS = {
@@ -15,7 +13,7 @@ CHAINS = {
 }
 
 
-def split_tables(before: RuleSet, after: RuleSet) -> Tuple[str, str, Tuple[str, ...], Tuple[str, ...]]:
+def split_tables(before: RuleSet, after: RuleSet) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
     """The texts of the tables that differ, of *before* and of *after*, and the tables that
     only the one and only the other has (dropped, created).
 
@@ -26,12 +24,15 @@ def split_tables(before: RuleSet, after: RuleSet) -> Tuple[str, str, Tuple[str, 
     differ = [t for t in dict.fromkeys(old + new) if _lines(before, t) != _lines(after, t)]
     dropped = tuple(t for t in differ if t not in new)
     created = tuple(t for t in differ if t not in old)
-    first = "".join(_table(before, t) if t in old else _empty(t) for t in differ)
+    # Each table is one transaction of its own, in the order of the text: the rules that accept
+    # untracked packets must be there before raw makes packets untracked, and go after it does not.
+    differ.sort(key=lambda table: table == "raw")
+    first = "".join(_table(before, t) if t in old else _empty(t) for t in reversed(differ))
     second = "".join(_table(after, t) if t in new else _empty(t) for t in differ)
     return first, second, dropped, created
 
 
-def _lines(ruleset: RuleSet, table: str) -> List[str]:
+def _lines(ruleset: RuleSet, table: str) -> list[str]:
     return [line.text for line in ruleset.of_table(table) if line.kind != "comment"]
 
 

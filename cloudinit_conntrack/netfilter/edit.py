@@ -6,7 +6,7 @@ we do not understand stays as the administrator wrote it.
 
 from __future__ import annotations
 
-from typing import Iterable, List, Optional, Tuple
+from collections.abc import Iterable
 
 from .ruleset import Option, Rule
 
@@ -17,12 +17,12 @@ _OF_MATCH = {
 }
 
 
-def without_state(rule: Rule) -> List[Option]:
+def without_state(rule: Rule) -> list[Option]:
     """The options that make up *rule*'s state matches."""
     return [
         o for o in rule.options
         if o.name in STATE_OPTIONS or (o.name == "-m" and o.value in ("state", "conntrack"))
-    ]  # fmt: skip
+    ]
 
 
 def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "[0:0]") -> str:
@@ -38,7 +38,7 @@ def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "
         cut.append(own)
     elif own is not None:
         protocol = ""
-    inserted: List[Tuple[int, str]] = []
+    inserted: list[tuple[int, str]] = []
     if matches:
         inserted.append(_match_place(rule, matches, place, cut))
     if protocol:
@@ -47,7 +47,7 @@ def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "
     return _with_counters(_edited(rule.text, cut, inserted), counters)
 
 
-def _match_place(rule: Rule, matches: str, place: int, cut: Iterable[Option]) -> Tuple[int, str]:
+def _match_place(rule: Rule, matches: str, place: int, cut: Iterable[Option]) -> tuple[int, str]:
     """Where *matches* (``-m tcp --tcp-flags ...``) goes: into the rule's own ``-m tcp``, if that is free."""
     words = matches.split(" ", 2)
     if words[0] != "-m" or words[1] not in _OF_MATCH:
@@ -67,11 +67,11 @@ def _target_start(rule: Rule) -> int:
     return target.start if target else len(rule.text)
 
 
-def _edited(text: str, cut: Iterable[Option], inserted: Iterable[Tuple[int, str]]) -> str:
-    edits: List[Tuple[int, int, int, str]] = [(o.start, 1, o.end, "") for o in cut]
+def _edited(text: str, cut: Iterable[Option], inserted: Iterable[tuple[int, str]]) -> str:
+    edits: list[tuple[int, int, int, str]] = [(o.start, 1, o.end, "") for o in cut]
     # the second key keeps what is written in at a place before what is cut from it
     edits += [(at, 0, at, words) for at, words in inserted]
-    pieces: List[str] = []
+    pieces: list[str] = []
     at = 0
     for start, _, end, words in sorted(edits, key=lambda edit: edit[:2]):
         pieces.append(text[at:start].rstrip(" \t") if start > at or words else "")
@@ -88,7 +88,7 @@ def _with_counters(text: str, counters: str) -> str:
     return f"{counters} {text.split(']', 1)[1].lstrip()}"
 
 
-def moved(rule: Rule, chain: str, text: Optional[str] = None) -> str:
+def moved(rule: Rule, chain: str, text: str | None = None) -> str:
     """*rule* (or *text* made from it) as the same rule of another *chain*, without counters."""
     source = rule.text if text is None else text
     body = source.split("]", 1)[1].lstrip() if source.lstrip().startswith("[") else source.lstrip()

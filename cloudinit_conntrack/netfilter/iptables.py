@@ -8,7 +8,7 @@ program lets damage pass (an open quote, text outside a table), we refuse it.
 from __future__ import annotations
 
 import re
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
 from .ruleset import TABLES, Line, Option, Rule, RuleSet
@@ -23,14 +23,14 @@ COMMANDS = {
     "-R": "-R", "--replace": "-R", "-N": "-N", "--new": "-N", "--new-chain": "-N",
     "-X": "-X", "--delete-chain": "-X", "-F": "-F", "--flush": "-F", "-Z": "-Z", "--zero": "-Z",
     "-P": "-P", "--policy": "-P", "-E": "-E", "--rename-chain": "-E",
-}  # fmt: skip
+}
 BASE = {
     "--protocol": "-p", "--proto": "-p", "--source": "-s", "--src": "-s",
     "--destination": "-d", "--dst": "-d", "--in-interface": "-i", "--out-interface": "-o",
     "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragment": "-f",
     "--source-port": "--sport", "--destination-port": "--dport",
     "--source-ports": "--sports", "--destination-ports": "--dports",
-}  # fmt: skip
+}
 GLUED = tuple("-" + letter for letter in "psdiojgmc")
 COUNTERS = re.compile(r"\[\d+:\d+\]")
 OPTION = re.compile(r"--?[A-Za-z]")
@@ -58,7 +58,7 @@ def parse_ruleset(text: str, family: str, name: str = "<stdin>") -> RuleSet:
     texts = text.split("\n")
     if final_newline or not text:
         texts.pop()
-    lines: List[Line] = []
+    lines: list[Line] = []
     table = ""
     for number, content in enumerate(texts, 1):
         line = _line(content, number, table, name)
@@ -163,9 +163,9 @@ def open_quote(text: str) -> bool:
     return opened
 
 
-def words_of(text: str) -> Tuple[Word, ...]:
+def words_of(text: str) -> tuple[Word, ...]:
     """Split *text* as ``add_param_to_argv`` does, keeping each word's offsets."""
-    words: List[Word] = []
+    words: list[Word] = []
     at, size = 0, len(text)
     while at < size:
         if text[at] in " \t":
@@ -178,7 +178,7 @@ def words_of(text: str) -> Tuple[Word, ...]:
 
 
 def _word(text: str, start: int) -> Word:
-    value: List[str] = []
+    value: list[str] = []
     at, size, opened, quoted = start, len(text), False, False
     while at < size:
         letter = text[at]
@@ -213,9 +213,9 @@ def parse_rule(text: str) -> Rule:
     return Rule(text, command, chain, counters, options)
 
 
-def _options(words: List[Word]) -> Tuple[Option, ...]:
+def _options(words: list[Word]) -> tuple[Option, ...]:
     """Group words into options: an option takes every word up to the next option or ``!``."""
-    options: List[Option] = []
+    options: list[Option] = []
     at = 0
     while at < len(words):
         start, negated = words[at].start, False
@@ -240,7 +240,7 @@ def _is_option(word: Word) -> bool:
     return not word.quoted and OPTION.match(word.value) is not None
 
 
-def _split(word: Word) -> Tuple[str, Optional[str]]:
+def _split(word: Word) -> tuple[str, str | None]:
     """An option word as its canonical name and a value glued to it (``-ptcp``, ``--dport=80``)."""
     name = word.value
     if name.startswith("--"):

@@ -11,8 +11,8 @@ Every rule that we add carries our comment; planning strips them and writes them
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from . import edit, selection, stateful
 from .iptables import parse_rule
@@ -26,7 +26,7 @@ OWNER = "cloudinit-conntrack"
 TAG = f"-m comment --comment {OWNER}"
 NOTRACK = f"{TAG} -j CT --notrack"
 ERRORS = {"ipv4": ("-p icmp -m icmp --icmp-type", (3, 11, 12)),
-          "ipv6": ("-p ipv6-icmp -m icmp6 --icmpv6-type", (1, 2, 3, 4))}  # fmt: skip
+          "ipv6": ("-p ipv6-icmp -m icmp6 --icmpv6-type", (1, 2, 3, 4))}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Flow:
 class Bypass:
     """What bypasses: *frontends* listen here, *backends* are remote, *everything* is all."""
 
-    frontends: Tuple[Flow, ...] = ()
-    backends: Tuple[Flow, ...] = ()
+    frontends: tuple[Flow, ...] = ()
+    backends: tuple[Flow, ...] = ()
     everything: bool = False
     local_ports: Ports = (32768, 60999)
 
@@ -70,7 +70,7 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     if blockers:
         return Rewritten(ruleset, (), blockers)
     translating = nat_elsewhere or has_nat(base)
-    changes: List[Change] = []
+    changes: list[Change] = []
     lines = _with_raw(base, bypass, translating)
     changes += [_added(text, "the flow bypasses conntrack") for text in _raw_rules(base.family, bypass, translating)]
     result = base.with_lines(_with_twins(base, lines, bypass, changes))
@@ -80,7 +80,7 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     return Rewritten(result, tuple(changes))
 
 
-def _added(text: str, reason: str, widens: Optional[str] = None) -> Change:
+def _added(text: str, reason: str, widens: str | None = None) -> Change:
     return Change(0, "", (text,), reason, widens)
 
 
@@ -93,9 +93,9 @@ def _same(one: RuleSet, two: RuleSet) -> bool:
     return _canonical(one) == _canonical(two)
 
 
-def _canonical(ruleset: RuleSet) -> Dict[Tuple[str, str], List[object]]:
+def _canonical(ruleset: RuleSet) -> dict[tuple[str, str], list[object]]:
     """(table, chain) -> its rules; of ours the order of options does not matter (a save sorts them)."""
-    found: Dict[Tuple[str, str], List[object]] = {}
+    found: dict[tuple[str, str], list[object]] = {}
     for line in ruleset.rules():
         options = sorted((o.name, o.negated, o.args) for o in line.rule.options) if _is_own(line) else line.text
         found.setdefault((line.table, line.chain), []).append(options)
@@ -105,10 +105,10 @@ def _canonical(ruleset: RuleSet) -> Dict[Tuple[str, str], List[object]]:
 # --- the raw table ---------------------------------------------------------------------
 
 
-def _raw_rules(family: str, bypass: Bypass, translating: bool) -> List[str]:
+def _raw_rules(family: str, bypass: Bypass, translating: bool) -> list[str]:
     if bypass.everything:
         return [f"-A PREROUTING {NOTRACK}", f"-A OUTPUT {NOTRACK}"]
-    found: List[str] = []
+    found: list[str] = []
     for flow in bypass.frontends:
         found += _both_ways(flow, ("PREROUTING", "OUTPUT"))
     for flow in bypass.backends:
@@ -123,7 +123,7 @@ def _raw_rules(family: str, bypass: Bypass, translating: bool) -> List[str]:
 _LOCAL = "-m addrtype --dst-type LOCAL"
 
 
-def _both_ways(flow: Flow, hooks: Tuple[str, str]) -> List[str]:
+def _both_ways(flow: Flow, hooks: tuple[str, str]) -> list[str]:
     """Requests at the first hook, replies at the second, and for loopback the one that is left at OUTPUT.
 
     A packet on loopback passes OUTPUT and then PREROUTING, and keeps the mark it got first.
@@ -139,7 +139,7 @@ def _match(flow: Flow, side: str) -> str:
     return f"{address}-p {flow.protocol} -m {flow.protocol} --{side}port {ports_text(flow.ports)}"
 
 
-def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> List[Line]:
+def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> list[Line]:
     """The lines of *base* with our rules at the head of the raw chains."""
     texts = _raw_rules(base.family, bypass, translating)
     lines = list(base.lines)
@@ -148,7 +148,7 @@ def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> List[Line]:
         return [*lines, Line(0, "*raw", "table", "raw"),
                 Line(0, ":PREROUTING ACCEPT [0:0]", "chain", "raw", "PREROUTING"),
                 Line(0, ":OUTPUT ACCEPT [0:0]", "chain", "raw", "OUTPUT"),
-                *ours, Line(0, "COMMIT", "commit", "raw")]  # fmt: skip
+                *ours, Line(0, "COMMIT", "commit", "raw")]
     at = 1 + max(i for i, x in enumerate(lines) if x.table == "raw" and x.kind in ("table", "chain"))
     lines[at:at] = ours
     return lines
@@ -157,8 +157,8 @@ def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> List[Line]:
 # --- the twins of stateful rules -------------------------------------------------------
 
 
-def _with_twins(base: RuleSet, lines: Iterable[Line], bypass: Bypass, changes: List[Change]) -> List[Line]:
-    result: List[Line] = []
+def _with_twins(base: RuleSet, lines: Iterable[Line], bypass: Bypass, changes: list[Change]) -> list[Line]:
+    result: list[Line] = []
     for line in lines:
         if line.kind == "rule" and line.table not in ("raw", "nat") and not _is_own(line):
             for text in _twins(base, line, bypass):
@@ -168,7 +168,7 @@ def _with_twins(base: RuleSet, lines: Iterable[Line], bypass: Bypass, changes: L
     return result
 
 
-def _twins(base: RuleSet, line: Line, bypass: Bypass) -> List[str]:
+def _twins(base: RuleSet, line: Line, bypass: Bypass) -> list[str]:
     if "state" not in line.text:
         return []
     rule = line.rule
@@ -189,9 +189,9 @@ def _concerns(part: Part, bypass: Bypass) -> bool:
     return any(f.protocol == part.group for f in bypass.frontends + bypass.backends)
 
 
-def _replies(bypass: Bypass, hooks: Tuple[str, ...]) -> Tuple[Reply, ...]:
+def _replies(bypass: Bypass, hooks: tuple[str, ...]) -> tuple[Reply, ...]:
     """UDP replies among the flows: from our frontends going out, from backends coming in."""
-    found: List[Reply] = []
+    found: list[Reply] = []
     if {"OUTPUT", "POSTROUTING"} & set(hooks):
         found += [Reply(f.ports) for f in bypass.frontends if f.protocol == "udp"]
     if {"INPUT", "PREROUTING"} & set(hooks):
@@ -213,7 +213,7 @@ def _without_comment(rule: Rule) -> Rule:
     return parse_rule(text)
 
 
-def _elsewhere(rule: Rule, states: FrozenSet[str], base: RuleSet, line: Line, bypass: Bypass) -> bool:
+def _elsewhere(rule: Rule, states: frozenset[str], base: RuleSet, line: Line, bypass: Bypass) -> bool:
     """Whether *rule* names ports that none of the flows uses, so that no twin is needed."""
     if bypass.everything or "ESTABLISHED" in states:
         return False
@@ -225,16 +225,16 @@ def _elsewhere(rule: Rule, states: FrozenSet[str], base: RuleSet, line: Line, by
 # --- flows that the rules do not let through -------------------------------------------
 
 
-def _opened(result: RuleSet, bypass: Bypass, translating: bool, changes: List[Change]) -> RuleSet:
+def _opened(result: RuleSet, bypass: Bypass, translating: bool, changes: list[Change]) -> RuleSet:
     """Accept what a flow needs and no rule lets through."""
-    texts: List[str] = []
+    texts: list[str] = []
     for flow in bypass.frontends:
         texts += _missing(result, "INPUT", flow, syn_to(flow), _match(flow, "d"), changes,
-                          f"{flow.protocol} port {ports_text(flow.ports)} was closed and is open now")  # fmt: skip
+                          f"{flow.protocol} port {ports_text(flow.ports)} was closed and is open now")
         texts += _missing(result, "OUTPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
     for flow in bypass.backends:
         texts += _missing(result, "OUTPUT", flow, syn_to(flow), _match(flow, "d"), changes,
-                          f"connections to {flow.protocol} port {ports_text(flow.ports)} were refused")  # fmt: skip
+                          f"connections to {flow.protocol} port {ports_text(flow.ports)} were refused")
         texts += _missing(result, "INPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
     if translating and _drops_invalid(result):
         match, types = ERRORS[result.family]
@@ -266,8 +266,8 @@ def answer_from(flow: Flow) -> Packet:
 
 
 def _missing(
-    result: RuleSet, hook: str, flow: Flow, packet: Packet, match: str, changes: List[Change], widens: str = ""
-) -> List[str]:
+    result: RuleSet, hook: str, flow: Flow, packet: Packet, match: str, changes: list[Change], widens: str = ""
+) -> list[str]:
     if "ACCEPT" in verdicts(result, hook, packet) or "filter" not in result.tables():
         return []
     text = f"-A {hook} {match} {TAG} -j ACCEPT"
@@ -277,21 +277,21 @@ def _missing(
 
 def _drops_invalid(ruleset: RuleSet) -> bool:
     return any("INVALID" in (stateful.states_of(x.rule) or ()) and x.rule.target != "ACCEPT"
-               for x in ruleset.rules("filter") if "INVALID" in x.text)  # fmt: skip
+               for x in ruleset.rules("filter") if "INVALID" in x.text)
 
 
 # --- blockers --------------------------------------------------------------------------
 
 
-def _nat_blockers(base: RuleSet, bypass: Bypass) -> Tuple[RuleBlocker, ...]:
-    found: List[RuleBlocker] = []
+def _nat_blockers(base: RuleSet, bypass: Bypass) -> tuple[RuleBlocker, ...]:
+    found: list[RuleBlocker] = []
     for line in base.rules("nat"):
         rule = line.rule
         if rule.target in stateful.NAT_TARGETS and _meets(rule, line.chain, bypass):
             found.append(RuleBlocker(line.number, line.text, "it translates a flow that is to bypass conntrack, and "
                                      "an untracked packet is never translated",
                                      "remove the rule (let haproxy bind the port itself), or take the port out of "
-                                     "conntrack.flows"))  # fmt: skip
+                                     "conntrack.flows"))
     return tuple(found)
 
 

@@ -14,8 +14,7 @@ listener discovery are UNTRACKED).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import FrozenSet, Optional, Tuple
+from functools import cache
 
 from .ruleset import Rule
 
@@ -38,12 +37,12 @@ class Part:
     state: str
     options: str
     meaning: str
-    flags: FrozenSet[int] = frozenset()
+    flags: frozenset[int] = frozenset()
     icmp_type: int = -1
     rare: bool = False
 
 
-def flags_matching(mask: str, wanted: str) -> FrozenSet[int]:
+def flags_matching(mask: str, wanted: str) -> frozenset[int]:
     """The flag bytes (of 64) for which ``--tcp-flags mask wanted`` holds."""
     chosen, value = flag_bits(mask), flag_bits(wanted)
     return frozenset(flags for flags in ALL_FLAGS if flags & chosen == value)
@@ -60,7 +59,7 @@ def _tcp(name: str, state: str, mask: str, wanted: str, meaning: str) -> Part:
     return Part("tcp", name, state, f"--tcp-flags {mask} {wanted}", meaning, flags_matching(mask, wanted))
 
 
-TCP: Tuple[Part, ...] = (
+TCP: tuple[Part, ...] = (
     _tcp("syn", "NEW", *SYN_ONLY, "TCP handshakes (SYN)"),
     _tcp("ack", "ESTABLISHED", "ACK", "ACK", "TCP segments with ACK set"),
     # disjoint from "ack", so that a LOG or a limit beside it counts no segment twice
@@ -72,8 +71,8 @@ UDP_REST = Part("udp", "udp", "NEW", "", "UDP datagrams")
 OTHER = Part("other", "other", "NEW", "", "packets of other protocols")
 
 
-@lru_cache(maxsize=None)
-def icmp_parts(family: str) -> Tuple[Part, ...]:
+@cache
+def icmp_parts(family: str) -> tuple[Part, ...]:
     """The parts of ICMP (``ipv4``) or ICMPv6 (``ipv6``), the unlisted rest last."""
     match = "--icmp-type" if family == "ipv4" else "--icmpv6-type"
 
@@ -129,10 +128,10 @@ ICMP_NAMES = {
         "ttl-zero-during-transit": 3, "ttl-zero-during-reassembly": 3,
         "bad-header": 4, "unknown-header-type": 4, "unknown-option": 4,
     },
-}  # fmt: skip
+}
 
 
-def icmp_type_of(rule: Rule, family: str) -> Optional[int]:
+def icmp_type_of(rule: Rule, family: str) -> int | None:
     """The ICMP type that *rule* asks for, -1 for an unknown name, ``None`` for any type."""
     option = rule.first("--icmp-type", "--icmpv6-type")
     if option is None or option.negated or option.value in ("any", "255"):
@@ -141,11 +140,11 @@ def icmp_type_of(rule: Rule, family: str) -> Optional[int]:
     return int(name) if name.isdigit() else ICMP_NAMES[family].get(name, -1)
 
 
-def flags_of(rule: Rule) -> FrozenSet[int]:
+def flags_of(rule: Rule) -> frozenset[int]:
     """The TCP flag bytes (of 64) that *rule* can match."""
     allowed = ALL_FLAGS
     for option in rule.all("--syn", "--tcp-flags"):
-        mask, wanted = SYN_ONLY if option.name == "--syn" else (option.args + ("", ""))[:2]
+        mask, wanted = SYN_ONLY if option.name == "--syn" else ((*option.args, "", ""))[:2]
         chosen = flags_matching(mask, wanted)
         allowed &= ALL_FLAGS - chosen if option.negated else chosen
     return allowed
@@ -154,7 +153,7 @@ def flags_of(rule: Rule) -> FrozenSet[int]:
 PROTOCOLS = {"tcp": "tcp", "6": "tcp", "udp": "udp", "17": "udp"}
 
 
-def groups_of(rule: Rule, family: str) -> Tuple[str, ...]:
+def groups_of(rule: Rule, family: str) -> tuple[str, ...]:
     """The protocol groups that *rule* can match, by its ``-p``."""
     option = rule.first("-p")
     everything = ("tcp", "udp", "icmp", "other")

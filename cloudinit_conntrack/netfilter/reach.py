@@ -8,7 +8,6 @@ depends on what is unknown, and a verdict that is missing cannot happen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, List, Optional, Set, Tuple
 
 from .parts import FLAG_BITS, flags_of, groups_of, icmp_type_of
 from .replies import named_ports
@@ -27,10 +26,10 @@ class Packet:
     """
 
     group: str
-    dport: Optional[int] = None
-    sport: Optional[int] = None
+    dport: int | None = None
+    sport: int | None = None
     flags: int = 0
-    icmp_type: Optional[int] = None
+    icmp_type: int | None = None
     state: str = ""
     interface: str = ""
 
@@ -40,19 +39,19 @@ def syn(port: int, state: str = "NEW") -> Packet:
     return Packet("tcp", port, None, FLAG_BITS["SYN"], None, state)
 
 
-def verdicts(ruleset: RuleSet, hook: str, packet: Packet, table: str = "filter") -> FrozenSet[str]:
+def verdicts(ruleset: RuleSet, hook: str, packet: Packet, table: str = "filter") -> frozenset[str]:
     """The verdicts that *packet* can meet at *hook* of *table*; ACCEPT where nothing is."""
     chains = ruleset.chains.get(table, {})
     if hook not in chains:
         return frozenset(("ACCEPT",))
-    found: Set[str] = set()
+    found: set[str] = set()
     if _walk(ruleset, table, hook, packet, found, ()):
         found.add(chains[hook] or "ACCEPT")
     return frozenset("DROP" if verdict == "REJECT" else verdict for verdict in found)
 
 
 def _walk(
-    ruleset: RuleSet, table: str, chain: str, packet: Packet, found: Set[str], seen: Tuple[str, ...]
+    ruleset: RuleSet, table: str, chain: str, packet: Packet, found: set[str], seen: tuple[str, ...]
 ) -> bool:
     """Collect verdicts in *found*; whether the packet can come out at the chain's end."""
     if chain in seen or len(seen) > 64:
@@ -70,8 +69,8 @@ def _walk(
 
 
 def _target(
-    ruleset: RuleSet, table: str, rule: Rule, packet: Packet, found: Set[str], seen: Tuple[str, ...]
-) -> Tuple[bool, bool]:
+    ruleset: RuleSet, table: str, rule: Rule, packet: Packet, found: set[str], seen: tuple[str, ...]
+) -> tuple[bool, bool]:
     """Follow *rule*'s target: whether the chain ends here, and whether its caller goes on."""
     target = rule.target
     if target in VERDICTS:
@@ -85,11 +84,11 @@ def _target(
     return False, False
 
 
-def _matches(rule: Rule, family: str, packet: Packet) -> Optional[bool]:
+def _matches(rule: Rule, family: str, packet: Packet) -> bool | None:
     """Whether *rule* matches: True, False, or ``None`` for "it depends"."""
     if packet.group not in groups_of(rule, family):
         return False
-    answers: List[Optional[bool]] = [
+    answers: list[bool | None] = [
         _port(rule, packet.dport, "--dport", "--dports"),
         _port(rule, packet.sport, "--sport", "--sports"),
         _flags(rule, packet),
@@ -103,7 +102,7 @@ def _matches(rule: Rule, family: str, packet: Packet) -> Optional[bool]:
     return None if None in answers else True
 
 
-def _port(rule: Rule, port: Optional[int], *names: str) -> Optional[bool]:
+def _port(rule: Rule, port: int | None, *names: str) -> bool | None:
     options = rule.all(*names)
     if not options:
         return True
@@ -112,18 +111,18 @@ def _port(rule: Rule, port: Optional[int], *names: str) -> Optional[bool]:
     return any(first <= port <= last for first, last in named_ports(rule, *names))
 
 
-def _flags(rule: Rule, packet: Packet) -> Optional[bool]:
+def _flags(rule: Rule, packet: Packet) -> bool | None:
     return packet.group != "tcp" or packet.flags in flags_of(rule)
 
 
-def _icmp(rule: Rule, family: str, packet: Packet) -> Optional[bool]:
+def _icmp(rule: Rule, family: str, packet: Packet) -> bool | None:
     if packet.group != "icmp":
         return True
     wanted = icmp_type_of(rule, family)
     return True if wanted is None else (None if packet.icmp_type is None else wanted == packet.icmp_type)
 
 
-def _state(rule: Rule, packet: Packet) -> Optional[bool]:
+def _state(rule: Rule, packet: Packet) -> bool | None:
     for option in rule.all(*STATE_OPTIONS):
         names = frozenset(option.value.upper().split(","))
         if not packet.state or not names <= frozenset(STATES):
@@ -133,7 +132,7 @@ def _state(rule: Rule, packet: Packet) -> Optional[bool]:
     return True
 
 
-def _interface(rule: Rule, packet: Packet) -> Optional[bool]:
+def _interface(rule: Rule, packet: Packet) -> bool | None:
     for option in rule.all("-i", "-o"):
         if option.value == "lo" and packet.interface != "lo":
             if not option.negated:
@@ -144,12 +143,14 @@ def _interface(rule: Rule, packet: Packet) -> Optional[bool]:
 
 
 _MODELLED = frozenset(
-    "-A -I -p -m -j -g -i -o --dport --dports --sport --sports --syn --tcp-flags --icmp-type --icmpv6-type --state "
-    "--ctstate --comment --reject-with --notrack --log-prefix --log-level --log-ip-options --log-tcp-options".split()
+    """
+    -A -I -p -m -j -g -i -o --dport --dports --sport --sports --syn --tcp-flags --icmp-type --icmpv6-type --state
+    --ctstate --comment --reject-with --notrack --log-prefix --log-level --log-ip-options --log-tcp-options
+    """.split()
 )
 
 
-def _unmodelled(rule: Rule) -> Optional[bool]:
+def _unmodelled(rule: Rule) -> bool | None:
     other = [o for o in rule.options if o.name not in _MODELLED]
     return None if any(not _anywhere(o.name, o.value) for o in other) else True
 

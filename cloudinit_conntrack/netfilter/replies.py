@@ -7,13 +7,13 @@ going to a port that this host uses for requests.  The ports are those that the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Tuple
 
 from .ruleset import Line, Rule, RuleSet
 from .stateful import states_of
 
-Ports = Tuple[int, int]
+Ports = tuple[int, int]
 HIGH_PORTS: Ports = (1024, 65535)
 HOOKS_WITH_REPLIES = ("INPUT", "OUTPUT", "FORWARD")
 
@@ -32,7 +32,7 @@ class Reply:
     """UDP datagrams from *sport* to *dport*, as ranges; empty addresses mean any."""
 
     sport: Ports
-    dport: Optional[Ports] = None
+    dport: Ports | None = None
     source: str = ""
     destination: str = ""
 
@@ -56,20 +56,20 @@ class Reply:
         return text + (f" to local port {ports_text(self.dport)}" if self.dport else "")
 
 
-def ports_text(ports: Optional[Ports]) -> str:
+def ports_text(ports: Ports | None) -> str:
     """``53`` or ``8000:8010``."""
     if ports is None:
         return ""
     return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}:{ports[1]}"
 
 
-def outbound_replies(flows: Iterable[UdpFlow], family: str, local_ports: Ports) -> Tuple[Reply, ...]:
+def outbound_replies(flows: Iterable[UdpFlow], family: str, local_ports: Ports) -> tuple[Reply, ...]:
     """Replies to what this host asks for: they come in, to the ports it asks from.
 
     A DHCP client answers on port 68 (546 for DHCPv6, from the server's 547), and ntpd asks
     from port 123 itself.
     """
-    found: List[Reply] = []
+    found: list[Reply] = []
     for flow in flows:
         if flow.family not in ("", family):
             continue
@@ -86,14 +86,14 @@ def outbound_replies(flows: Iterable[UdpFlow], family: str, local_ports: Ports) 
 def replies_by_hook(
     ruleset: RuleSet,
     local_ports: Ports,
-    asked: Tuple[UdpFlow, ...],
-    answered: Tuple[UdpFlow, ...],
-) -> Dict[str, Tuple[Reply, ...]]:
+    asked: tuple[UdpFlow, ...],
+    answered: tuple[UdpFlow, ...],
+) -> dict[str, tuple[Reply, ...]]:
     """The replies that each filter hook sees: those configured, and those the rules name.
 
     *asked* are flows that this host asks for, *answered* those that it serves.
     """
-    found: Dict[str, Dict[Reply, None]] = {hook: {} for hook in HOOKS_WITH_REPLIES}
+    found: dict[str, dict[Reply, None]] = {hook: {} for hook in HOOKS_WITH_REPLIES}
     found["INPUT"].update(dict.fromkeys(outbound_replies(asked, ruleset.family, local_ports)))
     for flow in answered:
         if flow.family in ("", ruleset.family):
@@ -105,7 +105,7 @@ def replies_by_hook(
     return {hook: tuple(replies) for hook, replies in found.items()}
 
 
-def _mirrored(line: Line, hook: str, local_ports: Ports) -> List[Tuple[str, Reply]]:
+def _mirrored(line: Line, hook: str, local_ports: Ports) -> list[tuple[str, Reply]]:
     """The replies to what *line* lets through as new UDP, each with the hook that sees it."""
     rule = line.rule
     if rule.target != "ACCEPT" or not _is_udp(rule) or _on_loopback(rule):
@@ -118,7 +118,7 @@ def _mirrored(line: Line, hook: str, local_ports: Ports) -> List[Tuple[str, Repl
         return []
     back_to = {"INPUT": None, "OUTPUT": local_ports, "FORWARD": HIGH_PORTS}[hook]
     asked_from = named_ports(rule, "--sport", "--sports")
-    targets = asked_from or ([back_to] if back_to else [None])
+    targets: list[Ports | None] = [*asked_from] or [back_to]
     return [
         (other, Reply(ports, target, _address(rule, "-d"), _address(rule, "-s")))
         for ports in named_ports(rule, "--dport", "--dports", "--ports")
@@ -143,14 +143,14 @@ def _address(rule: Rule, name: str) -> str:
 SERVICES = {"domain": 53, "ntp": 123, "bootps": 67, "bootpc": 68, "http": 80, "https": 443, "ssh": 22, "syslog": 514}
 
 
-def port_number(text: str) -> Optional[int]:
+def port_number(text: str) -> int | None:
     """A port written as a number or as one of the few names that saved rules use."""
     return int(text) if text.isdigit() and int(text) < 65536 else SERVICES.get(text)
 
 
-def named_ports(rule: Rule, *options: str) -> List[Ports]:
+def named_ports(rule: Rule, *options: str) -> list[Ports]:
     """The port ranges that *rule* names in *options*; negated ones and unknown names are left out."""
-    found: List[Ports] = []
+    found: list[Ports] = []
     for option in rule.all(*options):
         if option.negated:
             continue

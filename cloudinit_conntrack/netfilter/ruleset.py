@@ -7,9 +7,9 @@ A rule-set is what ``iptables-save`` prints and ``iptables-restore`` reads: tabl
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
@@ -24,7 +24,7 @@ class Option:
     """
 
     name: str
-    args: Tuple[str, ...]
+    args: tuple[str, ...]
     negated: bool
     start: int
     end: int
@@ -43,18 +43,18 @@ class Rule:
     command: str
     chain: str
     counters: str
-    options: Tuple[Option, ...]
+    options: tuple[Option, ...]
 
-    def all(self, *names: str) -> Tuple[Option, ...]:
+    def all(self, *names: str) -> tuple[Option, ...]:
         """Every option whose canonical name is among *names*, in order."""
         return tuple(o for o in self.options if o.name in names)
 
-    def first(self, *names: str) -> Optional[Option]:
+    def first(self, *names: str) -> Option | None:
         """The first option among *names*, or ``None``."""
         return next((o for o in self.options if o.name in names), None)
 
     @cached_property
-    def matches(self) -> Tuple[str, ...]:
+    def matches(self) -> tuple[str, ...]:
         """Names given to ``-m``, in order."""
         return tuple(o.value for o in self.options if o.name == "-m")
 
@@ -99,18 +99,18 @@ class RuleSet:
 
     family: str
     name: str
-    lines: Tuple[Line, ...]
+    lines: tuple[Line, ...]
     final_newline: bool = True
 
-    def tables(self) -> Tuple[str, ...]:
+    def tables(self) -> tuple[str, ...]:
         """Names of the tables that the text holds, in order."""
         return tuple(line.table for line in self.lines if line.kind == "table")
 
-    def of_table(self, table: str) -> Tuple[Line, ...]:
+    def of_table(self, table: str) -> tuple[Line, ...]:
         """The lines of *table*, header and COMMIT included."""
         return tuple(line for line in self.lines if line.table == table)
 
-    def rules(self, table: Optional[str] = None) -> Iterator[Line]:
+    def rules(self, table: str | None = None) -> Iterator[Line]:
         """Every command line, of one table or of all."""
         return (x for x in self.lines if x.kind == "rule" and table in (None, x.table))
 
@@ -120,7 +120,7 @@ class RuleSet:
 
         A built-in chain that is used and not declared keeps the kernel's own ACCEPT.
         """
-        found: Dict[str, Dict[str, str]] = {}
+        found: dict[str, dict[str, str]] = {}
         for line in self.lines:
             if line.kind == "table":
                 found.setdefault(line.table, {})
@@ -134,9 +134,9 @@ class RuleSet:
         return found
 
     @cached_property
-    def appended(self) -> Mapping[Tuple[str, str], Tuple[Line, ...]]:
+    def appended(self) -> Mapping[tuple[str, str], tuple[Line, ...]]:
         """(table, chain) -> its rules in the order in which packets meet them."""
-        found: Dict[Tuple[str, str], List[Line]] = {}
+        found: dict[tuple[str, str], list[Line]] = {}
         for line in self.rules():
             key = (line.table, line.chain)
             if line.rule.command == "-A":
@@ -148,17 +148,17 @@ class RuleSet:
         return {key: tuple(lines) for key, lines in found.items()}
 
     @cached_property
-    def hooks(self) -> Mapping[Tuple[str, str], Tuple[str, ...]]:
+    def hooks(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
         """(table, chain) -> the built-in chains from which it is reached, itself included."""
-        found: Dict[Tuple[str, str], Set[str]] = {}
+        found: dict[tuple[str, str], set[str]] = {}
         for table, chains in self.chains.items():
             for hook in (c for c in chains if c in HOOKS):
                 for chain in self._reached(table, hook):
                     found.setdefault((table, chain), set()).add(hook)
         return {key: tuple(h for h in HOOKS if h in hooks) for key, hooks in found.items()}
 
-    def _reached(self, table: str, start: str) -> Set[str]:
-        seen: Set[str] = set()
+    def _reached(self, table: str, start: str) -> set[str]:
+        seen: set[str] = set()
         waiting = [start]
         while waiting:
             chain = waiting.pop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, List, Optional, Tuple
 
 from .parts import OTHER, TCP, UDP_REST, Part, flags_of, groups_of, icmp_parts, icmp_type_of
 from .replies import Ports, Reply, named_ports
@@ -23,7 +22,7 @@ class Piece:
 
     protocol: str
     matches: str
-    parts: Tuple[Part, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Selection:
     """
 
     form: str
-    pieces: Tuple[Piece, ...]
-    chosen: Tuple[Part, ...] = ()
+    pieces: tuple[Piece, ...]
+    chosen: tuple[Part, ...] = ()
 
 
-def parts_for(rule: Rule, family: str, replies: Tuple[Reply, ...]) -> Tuple[Part, ...]:
+def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part, ...]:
     """The parts of traffic that *rule* can match at all, its state match aside."""
-    found: List[Part] = []
+    found: list[Part] = []
     groups = groups_of(rule, family)
     if "tcp" in groups:
         allowed = flags_of(rule)
@@ -71,16 +70,16 @@ def _apart(rule: Rule, reply: Reply) -> bool:
     )
 
 
-def _disjoint(ranges: List[Ports], wanted: Ports) -> bool:
+def _disjoint(ranges: list[Ports], wanted: Ports) -> bool:
     return bool(ranges) and all(last < wanted[0] or wanted[1] < first for first, last in ranges)
 
 
 def select(
     rule: Rule,
     family: str,
-    parts: Tuple[Part, ...],
-    states: FrozenSet[str],
-    decided: FrozenSet[str],
+    parts: tuple[Part, ...],
+    states: frozenset[str],
+    decided: frozenset[str],
 ) -> Selection:
     """Choose rules that match the *parts* standing for *states* and no other part.
 
@@ -101,13 +100,13 @@ def select(
 
 
 def _sort(
-    rule: Rule, parts: Tuple[Part, ...], states: FrozenSet[str], decided: FrozenSet[str], accepts: bool
-) -> Tuple[Tuple[Part, ...], Tuple[Part, ...]]:
+    rule: Rule, parts: tuple[Part, ...], states: frozenset[str], decided: frozenset[str], accepts: bool
+) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """The parts that must match, and those that must not; the others do not matter."""
     open_door = accepts and "NEW" in states
     wide = open_door and rule.first("-p") is None
-    chosen: List[Part] = []
-    refused: List[Part] = []
+    chosen: list[Part] = []
+    refused: list[Part] = []
     for part in parts:
         if part.name in decided or (part.group == "icmp" and part.name == "rest"):
             continue
@@ -121,14 +120,14 @@ def _sort(
     return tuple(chosen), tuple(refused)
 
 
-def _groups(parts: Tuple[Part, ...]) -> List[Tuple[Part, ...]]:
+def _groups(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
     names = dict.fromkeys(part.group for part in parts)
     return [tuple(p for p in parts if p.group == name) for name in names]
 
 
 def _pieces(
-    rule: Rule, family: str, parts: Tuple[Part, ...], chosen: Tuple[Part, ...], refused: Tuple[Part, ...]
-) -> Optional[Tuple[Piece, ...]]:
+    rule: Rule, family: str, parts: tuple[Part, ...], chosen: tuple[Part, ...], refused: tuple[Part, ...]
+) -> tuple[Piece, ...] | None:
     """Rules side by side, or ``None`` where the rest of a group cannot be told apart."""
     if not refused:
         return (Piece("", "", chosen),)
@@ -141,7 +140,7 @@ def _pieces(
         return (*_listed(rule, family, tcp), Piece("! tcp", "", rest))
     if "other" in whole and present != {"other"}:
         return None
-    found: List[Piece] = []
+    found: list[Piece] = []
     for group in _groups(chosen):
         if group[0].group in whole:
             found.append(Piece(_protocol(group[0].group, family), "", group))
@@ -152,7 +151,7 @@ def _pieces(
     return tuple(found)
 
 
-def _undecided(parts: Tuple[Part, ...], chosen: Tuple[Part, ...], refused: Tuple[Part, ...]) -> FrozenSet[str]:
+def _undecided(parts: tuple[Part, ...], chosen: tuple[Part, ...], refused: tuple[Part, ...]) -> frozenset[str]:
     """Groups of which nothing matters."""
     return frozenset(p.group for p in parts) - frozenset(p.group for p in chosen + refused)
 
@@ -161,9 +160,9 @@ def _protocol(group: str, family: str) -> str:
     return PROTOCOL_OF_ICMP[family] if group == "icmp" else ("" if group == "other" else group)
 
 
-def _listed(rule: Rule, family: str, parts: Tuple[Part, ...]) -> Tuple[Piece, ...]:
+def _listed(rule: Rule, family: str, parts: tuple[Part, ...]) -> tuple[Piece, ...]:
     """One piece for each part of a single group."""
-    found: List[Piece] = []
+    found: list[Piece] = []
     for part in parts:
         protocol = _protocol(part.group, family)
         found.append(Piece(protocol, _matches(rule, family, part), (part,)))
@@ -182,7 +181,7 @@ def _matches(rule: Rule, family: str, part: Part) -> str:
     return ""
 
 
-def settled(rule: Rule, parts: Tuple[Part, ...], states: Optional[FrozenSet[str]]) -> FrozenSet[str]:
+def settled(rule: Rule, parts: tuple[Part, ...], states: frozenset[str] | None) -> frozenset[str]:
     """Names of the parts that end at *rule*, so that no later rule of the chain sees them.
 
     Only a rule with no condition but protocol, state and comment settles anything.

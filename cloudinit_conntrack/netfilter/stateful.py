@@ -8,8 +8,8 @@ eras; ``xt_state`` is served by ``xt_conntrack`` since iptables 1.4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, Mapping, Optional, Tuple
 
 from .ruleset import Rule
 
@@ -19,7 +19,7 @@ class Extension:
     """One match or target that needs conntrack."""
 
     name: str
-    modules: Tuple[str, ...]
+    modules: tuple[str, ...]
     reason: str
     remedy: str
 
@@ -76,11 +76,11 @@ TARGETS: Mapping[str, Extension] = {
              "set net.ipv4.tcp_syncookies=1"),
         _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections", "remove it"),
     )
-}  # fmt: skip
+}
 
 # Extensions that look at one packet (or keep lists of their own) and link to nothing of
 # conntrack.  xt_socket needs it on RHEL 6 only, whose Python is too old for us.
-INDEPENDENT: FrozenSet[str] = frozenset(
+INDEPENDENT: frozenset[str] = frozenset(
     """
     addrtype ah bpf cgroup comment condition cpu dccp devgroup dscp dst ecn eui64 esp frag geoip hashlimit hbh hl
     icmp icmp6 icmpv6 iface ipcomp iprange ipv4options ipv6header length length2 limit lscan mac mark mh multiport
@@ -102,7 +102,7 @@ def is_notrack(rule: Rule) -> bool:
     return rule.target == "NOTRACK" or (rule.target == "CT" and rule.first("--notrack") is not None)
 
 
-def dependency(rule: Rule, table: str = "") -> Optional[Dependency]:
+def dependency(rule: Rule, table: str = "") -> Dependency | None:
     """Why *rule* depends on conntrack, the gravest reason first; ``None`` when it does not.
 
     A jump to a user chain depends on nothing; extension names are compared as written.
@@ -134,7 +134,7 @@ def unknown_extension(rule: Rule, user_chains: Mapping[str, str]) -> str:
     return "" if known or not target else target
 
 
-def states_of(rule: Rule) -> Optional[FrozenSet[str]]:
+def states_of(rule: Rule) -> frozenset[str] | None:
     """The set of states that *rule* matches, every state option taken together.
 
     ``None`` when the rule uses something of the match that is no plain state (DNAT, SNAT,
@@ -150,9 +150,9 @@ def states_of(rule: Rule) -> Optional[FrozenSet[str]]:
     return None if foreign or not rule.all(*STATE_OPTIONS) else wanted
 
 
-def modules_of(rule: Rule, table: str) -> Tuple[str, ...]:
+def modules_of(rule: Rule, table: str) -> tuple[str, ...]:
     """Conntrack modules that *rule* may hold in use, most likely first."""
-    found: Dict[str, None] = {}
+    found: dict[str, None] = {}
     for name in rule.matches:
         if name in MATCHES:
             found.update(dict.fromkeys(MATCHES[name].modules))

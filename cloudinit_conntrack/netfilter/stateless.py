@@ -8,8 +8,8 @@ conntrack is a blocker; nothing is dropped silently.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Dict, FrozenSet, List, Optional, Tuple
 
 from . import edit, selection, stateful
 from .parts import Part
@@ -33,8 +33,8 @@ class Policy:
 
     stateful: str = "rewrite"
     nat: str = "refuse"
-    asked: Tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
-    answered: Tuple[UdpFlow, ...] = ()
+    asked: tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
+    answered: tuple[UdpFlow, ...] = ()
     local_ports: Ports = (32768, 60999)
     drop_empty_nat: bool = True
 
@@ -45,9 +45,9 @@ class Change:
 
     line: int
     rule: str
-    becomes: Tuple[str, ...]
+    becomes: tuple[str, ...]
     reason: str
-    widens: Optional[str] = None
+    widens: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Rewritten:
     """The result; *ruleset* is the input itself where there are blockers."""
 
     ruleset: RuleSet
-    changes: Tuple[Change, ...] = ()
-    blockers: Tuple[RuleBlocker, ...] = ()
-    notes: Tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    blockers: tuple[RuleBlocker, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -76,14 +76,14 @@ class _Work:
 
     ruleset: RuleSet
     policy: Policy
-    replies: Dict[str, Tuple[Reply, ...]]
-    exempt: Dict[str, Tuple[Exemption, ...]]
-    lines: List[Line] = field(default_factory=list)
-    changes: List[Change] = field(default_factory=list)
-    blockers: List[RuleBlocker] = field(default_factory=list)
-    notes: Dict[str, None] = field(default_factory=dict)
-    decided: Dict[Tuple[str, str], FrozenSet[str]] = field(default_factory=dict)
-    new_chains: Dict[str, List[str]] = field(default_factory=dict)
+    replies: dict[str, tuple[Reply, ...]]
+    exempt: dict[str, tuple[Exemption, ...]]
+    lines: list[Line] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    blockers: list[RuleBlocker] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    decided: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    new_chains: dict[str, list[str]] = field(default_factory=dict)
 
 
 def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
@@ -152,7 +152,7 @@ def _may_depend(line: Line) -> bool:
             return True
         if word in ("-j", "--jump") and (at + 1 >= len(words) or words[at + 1] not in ("ACCEPT", "DROP", "RETURN")):
             return True
-        if len(word) > 2 and word[:2] in ("-m", "-j", "-p", "-g") or word in ("-g", "--goto") or "=" in word:
+        if (len(word) > 2 and word[:2] in ("-m", "-j", "-p", "-g")) or word in ("-g", "--goto") or "=" in word:
             return True
     # for what later rules of the chain will see
     return len(words) <= 8
@@ -164,14 +164,14 @@ def _keep(work: _Work, line: Line) -> None:
         _settle(work, line, None)
 
 
-def _settle(work: _Work, line: Line, states: Optional[FrozenSet[str]]) -> None:
+def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
     parts = selection.parts_for(line.rule, work.ruleset.family, _replies_for(work, line))
     key = (line.table, line.chain)
     ended = selection.settled(line.rule, parts, states)
     work.decided[key] = work.decided.get(key, frozenset()) | ended
 
 
-def _replies_for(work: _Work, line: Line) -> Tuple[Reply, ...]:
+def _replies_for(work: _Work, line: Line) -> tuple[Reply, ...]:
     """The UDP replies that *line*'s chain sees; a chain reached from nowhere may see all."""
     seen_by = {"PREROUTING": ("INPUT", "FORWARD"), "POSTROUTING": ("OUTPUT", "FORWARD")}
     hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
@@ -220,7 +220,7 @@ def _rewrite_states(work: _Work, line: Line) -> None:
         _settle(work, line, states)
 
 
-def _texts(work: _Work, line: Line, chosen: selection.Selection) -> Optional[List[str]]:
+def _texts(work: _Work, line: Line, chosen: selection.Selection) -> list[str] | None:
     rule = line.rule
     if chosen.form == "beside":
         return [
@@ -229,12 +229,12 @@ def _texts(work: _Work, line: Line, chosen: selection.Selection) -> Optional[Lis
         ]
     if rule.target == "RETURN" or rule.first("-g") or rule.command != "-A":
         _block(work, line, "what it matches takes a chain of its own, and it leaves its chain",
-               "put what it decides into a user chain and jump there")  # fmt: skip
+               "put what it decides into a user chain and jump there")
         return None
     return _own_chain(work, line, chosen)
 
 
-def _own_chain(work: _Work, line: Line, chosen: selection.Selection) -> List[str]:
+def _own_chain(work: _Work, line: Line, chosen: selection.Selection) -> list[str]:
     """Write the rule into a chain of its own: behind RETURNs, or as one rule for many pieces."""
     chain = _new_chain(work, line.table)
     final = edit.moved(line.rule, chain, edit.rebuilt(line.rule))
@@ -269,21 +269,21 @@ def _new_chain(work: _Work, table: str) -> str:
     return f"{CHAIN_PREFIX}{number}"
 
 
-def _untracked_texts(work: _Work, line: Line) -> Optional[List[str]]:
+def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
     """The rules that stand for UNTRACKED: one for each exemption that the raw table grants."""
     hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
     found = [e for hook in ("PREROUTING", "OUTPUT") if _sees(hook, hooks) for e in work.exempt.get(hook, ())]
-    texts: List[str] = []
+    texts: list[str] = []
     for exemption in dict.fromkeys(found):
         if exemption.options is None or edit_conflict(line.rule, exemption):
             _block(work, line, f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
-                   "name the ports in this rule instead of the state")  # fmt: skip
+                   "name the ports in this rule instead of the state")
             return None
         texts.append(edit.rebuilt(line.rule, "", exemption.options))
     return texts
 
 
-def _sees(raw_hook: str, hooks: Tuple[str, ...]) -> bool:
+def _sees(raw_hook: str, hooks: tuple[str, ...]) -> bool:
     local = raw_hook == "OUTPUT"
     return any((hook in ("OUTPUT", "POSTROUTING")) == local or hook == "POSTROUTING" for hook in hooks)
 
@@ -293,7 +293,7 @@ def edit_conflict(rule: Rule, exemption: Exemption) -> bool:
     return bool({o.name for o in rule.all("-p", "-s", "-d", "-i", "-o")} & set(exemption.base))
 
 
-def _replace(work: _Work, line: Line, texts: List[str], reason: str, widens: Optional[str]) -> None:
+def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str | None) -> None:
     if line.rule.command == "-I" and len(texts) > 1:
         _block(work, line, "an inserted rule (-I) would become several", "save the rules with iptables-save first")
         return
@@ -301,17 +301,33 @@ def _replace(work: _Work, line: Line, texts: List[str], reason: str, widens: Opt
     work.changes.append(Change(line.number, line.text, tuple(texts), reason, widens))
 
 
-def _reason(states: FrozenSet[str], chosen: selection.Selection) -> str:
+def _reason(states: frozenset[str], chosen: selection.Selection) -> str:
     names = ",".join(s for s in stateful.STATES if s in states) or "no state"
     if not chosen.chosen:
         return f"{names}: no packet that gets here can stand for it, so the rule never matches"
-    meanings = "; ".join(dict.fromkeys(part.meaning for part in chosen.chosen))
+    meanings = described(chosen.chosen)
     lost = " (replies of protocols other than TCP, UDP and ICMP cannot be told apart and are left out)"
     other = any(part.group == "other" for part in chosen.chosen)
     return f"{names}: {meanings}" + (lost if "ESTABLISHED" in states and not other and len(chosen.pieces) > 3 else "")
 
 
-def _widening(rule: Rule, states: FrozenSet[str], chosen: selection.Selection) -> Optional[str]:
+def described(parts: Sequence[Part]) -> str:
+    """*parts* in a few words: what belongs together is said together."""
+    names = {part.name for part in parts}
+    texts: dict[str, None] = {}
+    for part in parts:
+        if {"ack", "rst"} <= names and part.name in ("ack", "rst"):
+            texts["TCP segments with ACK or RST set"] = None
+        elif part.group == "icmp" and part.state == "RELATED":
+            texts["ICMP errors"] = None
+        elif part.group == "icmp" and part.state == "UNTRACKED":
+            texts["neighbour and listener discovery"] = None
+        else:
+            texts[part.meaning] = None
+    return "; ".join(texts)
+
+
+def _widening(rule: Rule, states: frozenset[str], chosen: selection.Selection) -> str | None:
     """Which packets an ACCEPT lets in, or a DROP lets pass, that belong to no connection."""
     if rule.target in ("DROP", "REJECT"):
         strays = "segments with ACK or RST set and ICMP messages" if rule.first("-p") is None else "packets"
@@ -322,14 +338,14 @@ def _widening(rule: Rule, states: FrozenSet[str], chosen: selection.Selection) -
     if not wide:
         return None
     verb = "accepted" if rule.target == "ACCEPT" else f"sent to {rule.target}"
-    return "; ".join(dict.fromkeys(p.meaning for p in wide)) + f" that belong to no connection are {verb}"
+    return f"{described(wide)} that belong to no connection are {verb}"
 
 
 # States in which conntrack puts what belongs to no connection (NEW: it picks up streams midway).
 _STRAY = frozenset(("NEW", "INVALID"))
 
 
-def _new_anyway(part: Part, states: FrozenSet[str]) -> bool:
+def _new_anyway(part: Part, states: frozenset[str]) -> bool:
     return part.group == "udp" and "NEW" in states
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
 
 from .ruleset import Option, Rule, RuleSet
 from .stateful import is_notrack
@@ -15,13 +14,13 @@ class Exemption:
     raw table makes it depend on other rules; *base* names the base options among them."""
 
     rule: str
-    options: Optional[str]
-    base: Tuple[str, ...]
+    options: str | None
+    base: tuple[str, ...]
 
 
-def exemptions(ruleset: RuleSet) -> Dict[str, Tuple[Exemption, ...]]:
+def exemptions(ruleset: RuleSet) -> dict[str, tuple[Exemption, ...]]:
     """raw hook -> the exemptions it grants, in order."""
-    found: Dict[str, List[Exemption]] = {}
+    found: dict[str, list[Exemption]] = {}
     for hook, lines in ((h, ruleset.appended.get(("raw", h), ())) for h in ("PREROUTING", "OUTPUT")):
         plain = True
         for line in lines:

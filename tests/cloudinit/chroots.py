@@ -48,8 +48,8 @@ SUITES = (
 # openssh-client and passwd: without them cloud-init's own modules fail, and a boot is never
 # clean.  systemd is not booted, but its systemctl enables units as on a real host.
 PACKAGES = (
-    "cloud-init", "iproute2", "iptables", "kmod", "openssh-client", "passwd", "python3-jsonschema",
-    "python3-yaml", "systemd", "util-linux",
+    "cloud-init", "iproute2", "iptables", "kmod", "mount", "openssh-client", "passwd",
+    "python3-jsonschema", "python3-yaml", "systemd", "util-linux",
 )
 
 # bullseye and sid outlive the dates in their Release files.  The variant is the smallest

@@ -58,12 +58,13 @@ class Outcome:
     """How a boot ended, in cloud-init's own words.
 
     *codes* are the exit statuses of the four stages, *errors* are those of result.json,
-    *recoverable* those of status.json by level (empty before 23.4, which has none).
+    *recoverable* those of status.json as (level, text): a set, since one process counts a
+    stage's warnings to the stage after it as well.  Before 23.4 there are none.
     """
 
     codes: tuple[int, ...]
     errors: tuple[str, ...]
-    recoverable: Mapping[str, tuple[str, ...]]
+    recoverable: frozenset[tuple[str, str]]
     status: str
     status_code: int
     log: tuple[LogLine, ...]
@@ -153,9 +154,6 @@ def _log(boot: Boot) -> str:
     return boot.attempt("cat", LOG).stdout
 
 
-def _recoverable(status: Mapping[str, object]) -> Mapping[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for stage in status.values():
-        for level, texts in (stage.get("recoverable_errors", {}) if isinstance(stage, dict) else {}).items():
-            found[level] = (*found.get(level, ()), *texts)
-    return found
+def _recoverable(status: Mapping[str, object]) -> frozenset[tuple[str, str]]:
+    stages = [stage.get("recoverable_errors", {}) for stage in status.values() if isinstance(stage, dict)]
+    return frozenset((level, text) for found in stages for level, texts in found.items() for text in texts)

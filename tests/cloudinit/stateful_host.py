@@ -116,13 +116,13 @@ def tracked(boot: Boot) -> bool:
     return boot.run("python3", "-c", TRACKED) == "True\n"
 
 
-def files_below(root: Path, *skipped: str) -> dict[str, str]:
-    """Every file below *root* as its path with mode, owner, time and content in one line.
+def files_below(root: Path, *skipped: str, times: bool = True) -> dict[str, str]:
+    """Every file below *root* as its path with mode, owner, content and *times* in one line.
 
     Paths that begin with one of *skipped* (relative, no slash in front) are left out.
     """
     return {
-        name: _looks(path)
+        name: _looks(path, times)
         for path in _walk(root)
         if not (name := str(path.relative_to(root))).startswith(skipped or ("\0",))
     }
@@ -135,14 +135,15 @@ def _walk(directory: Path) -> Iterator[Path]:
             yield from _walk(path)
 
 
-def _looks(path: Path) -> str:
+def _looks(path: Path, times: bool) -> str:
     found = path.lstat()
     content = ""
     if stat.S_ISREG(found.st_mode):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
     elif stat.S_ISLNK(found.st_mode):
         content = str(path.readlink())
-    return f"{found.st_mode:o} {found.st_uid}:{found.st_gid} {found.st_mtime_ns} {content}"
+    time = found.st_mtime_ns if times else ""
+    return f"{found.st_mode:o} {found.st_uid}:{found.st_gid} {time} {content}"
 
 
 def _bare(saved: str) -> str:

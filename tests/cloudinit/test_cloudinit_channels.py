@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
+from pathlib import Path
+
 import pytest
-from chroots import Suite
+from chroots import SUITES, Suite
+from installation import installed_machine
 from machines import Boot, Machine
 from stages import Outcome, run_stages, seed
 from stateful_host import SECTION, Firewall, files_below, firewall, load_rules, tracked
@@ -57,7 +62,7 @@ def assert_ran(outcome: Outcome) -> None:
 def assert_clean(outcome: Outcome) -> None:
     """Nobody has anything to say: no WARNING, no DEPRECATED, status done."""
     assert outcome.warnings == ()
-    assert outcome.recoverable == {}
+    assert not outcome.recoverable
     assert outcome.status.startswith("status: done\n")
     assert outcome.status_code == 0
 
@@ -72,7 +77,7 @@ def boot_stateful(boot: Boot, suite: Suite) -> tuple[Firewall, Outcome, Firewall
 
 
 @pytest.mark.parametrize("give", [by_vendor_data, by_drop_in, by_write_files])
-def test_a_channel_without_schema_leaves_a_clean_status(suite: Suite, installed: Machine, give) -> None:
+def test_a_channel_without_schema_leaves_a_clean_status(suite: Suite, installed: Machine, give: Callable[[Boot], None]) -> None:
     with installed.boot() as boot:
         give(boot)
         before, outcome, after = boot_stateful(boot, suite)
@@ -95,14 +100,15 @@ def test_user_data_works_and_only_cloud_inits_schema_complains(suite: Suite, ins
     (warning,) = outcome.warnings
     assert (warning.source, warning.level) == ("schema.py", "WARNING")
     assert warning.text.startswith(SCHEMA_WARNING)
-    assert outcome.recoverable == {"WARNING": (warning.text,)}
+    assert outcome.recoverable == {("WARNING", warning.text)}
     assert "extended_status: degraded done\n" in outcome.status
     assert outcome.status_code == 2
 
 
-def test_four_processes_do_the_same(suite: Suite, installed: Machine) -> None:
+@pytest.mark.parametrize("version", [suite for suite in SUITES if suite.single_process], ids=attrgetter("version"))
+def test_four_processes_do_the_same(version: Suite, chroots: dict[str, Path]) -> None:
     """Ubuntu LTS patches the one process out of versions that have it."""
-    with installed.boot() as boot:
+    with installed_machine(chroots[version.name]) as machine, machine.boot() as boot:
         by_drop_in(boot)
         load_rules(boot)
         before = firewall(boot)

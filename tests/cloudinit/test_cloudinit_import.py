@@ -6,10 +6,9 @@ import ast
 import json
 
 from chroots import Suite
-from conftest import PRODUCT
+from installation import MODULE
 from machines import Machine
 
-MODULE = PRODUCT / "cc_conntrack.py"
 
 # What importing the module brings in, with cloud-init's loader having done its part or not.
 IMPORTED = """

@@ -12,6 +12,7 @@ namespace, and the network namespace with its tap device goes with it.
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import subprocess
@@ -82,6 +83,8 @@ class Process:
         self, arguments: Sequence[str], work: Path, inside: str = "", pass_fds: Tuple[int, ...] = ()
     ) -> None:
         self.console = work / "console.log"
+        if any(" " in argument for argument in arguments):
+            raise GuestError(f"a kernel's command line cannot hold a space: {arguments}")
         kernel = shlex.join([KERNEL, *arguments, f"uml_dir={work}", "con0=fd:0,fd:1", "con=null"])
         # Each process dies with its parent: setpriv ties unshare to us, --kill-child ties
         # the shell, process 1 of the PID namespace, to unshare; the kernel does the rest.
@@ -125,7 +128,8 @@ class Process:
         if self._popen.stdin:
             self._popen.stdin.close()
         if self._alive >= 0:
-            os.read(self._alive, 1)  # end of file once the last holder of the other end is gone
+            # Readable, at its end, once the last process that held the other end is gone.
+            select.select([self._alive], [], [], 30)
             os.close(self._alive)
             self._alive = -1
 

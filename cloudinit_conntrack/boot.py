@@ -1,0 +1,36 @@
+"""What cloud-init's module calls: apply a section, say what was done, raise what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .config import desired_from_section
+from .errors import ConntrackError
+from .host.inputs import is_superuser
+from .host.root import Root
+from .run import applied
+
+
+def apply_section(section: object) -> Iterator[str]:
+    """Apply the ``conntrack`` section on this host; yields lines for the log, all of them INFO.
+
+    Raises ConfigError for a bad section, ConntrackError when it is blocked or failed; the
+    host is then as it was.
+    """
+    desired = desired_from_section(section)
+    if not is_superuser():
+        raise ConntrackError("it must run as root", "cloudinit-conntrack", "")
+    report, error = applied(desired, section, Root("/"), True, lambda line: None)
+    if error is not None:
+        raise error
+    if report.blockers:
+        first = report.blockers[0]
+        more = f" (and {len(report.blockers) - 1} more)" if len(report.blockers) > 1 else ""
+        raise ConntrackError(f"blocked: {first.reason}{more}", first.where, first.remedy)
+    yield f"mode {report.mode}: {report.outcome.replace('-', ' ')}"
+    for action in report.actions:
+        yield f"{action.verb} {action.where}: {action.reason}"
+    for item in report.widenings:
+        yield f"accepted now and not before: {item.where}: {item.reason}"
+    for item in report.findings:
+        yield f"good to know: {item.where}: {item.reason}"

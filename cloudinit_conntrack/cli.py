@@ -1,0 +1,185 @@
+"""The command ``cloudinit-conntrack``: verbs, options, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable, NoReturn
+
+from . import __version__, report, transaction, verify
+from .config import Desired, desired_from_section
+from .document import section_of
+from .errors import ConntrackError, UsageError
+from .host import inputs, journalfile, observe
+from .host.root import Root
+from .plan import Item, make_plan
+from .report import Report
+from .rewriting import rewrite
+from .run import applied
+from .status import make_status
+
+DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
+EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.prog, f"see '{self.prog} --help'")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(prog="cloudinit-conntrack", description="Make this host stateless, prove it, and undo it.",
+                     epilog=EPILOG, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"cloudinit-conntrack {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    for name, (_, words) in VERBS.items():
+        verb = verbs.add_parser(name, help=words, description=words, epilog=EPILOG, allow_abbrev=False)
+        _common(verb)
+        if name == "rewrite":
+            verb.add_argument("--family", choices=("ipv4", "ipv6"), default="ipv4", help="the rules' family (%(default)s)")
+            verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables", help="what the input is")
+            verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="iptables-save text; '-' reads stdin")
+    return parser
+
+
+def _common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-c", "--config", metavar="FILE", help="a conntrack: section, or user-data with one; '-' is stdin")
+    verb.add_argument("--root", metavar="DIR", default="/", help="work on this file tree, without a live kernel")
+    verb.add_argument("--format", choices=("text", "json"), default="text", help="how to answer (%(default)s)")
+    verb.add_argument("-v", "--verbose", action="store_true", help="say more")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives the exit code.  Every failure is one message on stderr."""
+    # A rule-set may hold bytes that are no UTF-8 (old comments): they go through unchanged.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    try:
+        options = make_parser().parse_args(argv)
+        if not options.verb:
+            raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
+        return VERBS[options.verb][0](options)
+    except ConntrackError as error:
+        print(f"cloudinit-conntrack: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cloudinit-conntrack: interrupted; what was begun is undone", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        inputs.swallow_output()
+        return FAILED
+
+
+# --- verbs -----------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace) -> int:
+    root, live = _root(options)
+    kept = journalfile.kept_desired(root)
+    mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
+    _print(make_status(observe.observe(root, live), mode), options)
+    return DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    root, live = _root(options)
+    desired, _ = _desired(options, root)
+    plan = make_plan(desired, observe.observe(root, live))
+    outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
+    _print(report.of_plan(plan, outcome), options)
+    return BLOCKED if plan.blockers else (DRIFT if plan.actions else DONE)
+
+
+def _apply(options: argparse.Namespace) -> int:
+    root, live = _root(options)
+    desired, section = _desired(options, root)
+    found, error = applied(desired, section, root, live, _progress(options))
+    if error is not None and options.format == "text":
+        raise error
+    _print(found, options)
+    if error is not None:
+        print(f"cloudinit-conntrack: {error}", file=sys.stderr)
+        return error.exit_code
+    return BLOCKED if found.outcome == "blocked" else DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    root, live = _root(options)
+    desired, _ = _desired(options, root)
+    found = verify.look(desired, root, live)
+    _print(report.of_plan(found.plan, "verified" if found.holds else "drift", found.evidence), options)
+    return DONE if found.holds else DRIFT
+
+
+def _revert(options: argparse.Namespace) -> int:
+    root, _ = _root(options)
+    found = transaction.revert(root, _progress(options))
+    items = [Item(f"kept:{n}", "revert", note) for n, note in enumerate(found.notes, 1)]
+    outcome = "failed" if found.problems else ("reverted" if found.actions else "nothing-to-do")
+    _print(Report("", outcome, found.actions, findings=tuple(items), message="; ".join(found.problems)), options)
+    return FAILED if found.problems else DONE
+
+
+def _rewrite(options: argparse.Namespace) -> int:
+    return rewrite(options, _desired_or_none(options))
+
+
+Verb = Callable[[argparse.Namespace], int]
+VERBS: dict[str, tuple[Verb, str]] = {
+    "status": (_status, "what is tracked now, and who holds conntrack"),
+    "plan": (_plan, "what apply would do, and why; changes nothing"),
+    "apply": (_apply, "do the plan as one transaction: whole, or rolled back whole"),
+    "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
+    "revert": (_revert, "undo what apply did, newest first"),
+    "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
+}
+
+
+# --- what the verbs share --------------------------------------------------------------
+
+
+def _root(options: argparse.Namespace) -> tuple[Root, bool]:
+    """The tree to work on, and whether its kernel is the running one."""
+    root = inputs.tree(options.root)
+    if root.is_host and not inputs.is_superuser():
+        raise UsageError("only root can read the kernel's rules", f"cloudinit-conntrack {options.verb}", "use sudo")
+    return root, root.is_host
+
+
+def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:
+    """The configuration of -c, or else the one that an earlier apply kept."""
+    if options.config is None:
+        section = journalfile.kept_desired(root)
+        if section is None:
+            raise UsageError("no configuration", f"cloudinit-conntrack {options.verb}",
+                             "give one with -c FILE (nothing was applied here before)")
+        return desired_from_section(section), section
+    section = section_of(inputs.read_input(options.config, _MOST), "<stdin>" if options.config == "-" else options.config)
+    return desired_from_section(section), section
+
+
+def _desired_or_none(options: argparse.Namespace) -> Desired | None:
+    if options.config is None:
+        return None
+    return desired_from_section(section_of(inputs.read_input(options.config, _MOST), options.config))
+
+
+_MOST = 2 * 1024 * 1024
+
+
+def _print(found: Report, options: argparse.Namespace) -> None:
+    if options.format == "json":
+        sys.stdout.write(report.json_text(found))
+    else:
+        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose))
+
+
+def _progress(options: argparse.Namespace) -> transaction.Progress:
+    shown = options.verbose or (sys.stderr.isatty() and options.format == "text")
+
+    def tell(line: str) -> None:
+        if shown:
+            print(f"  {line} ...", file=sys.stderr)
+
+    return tell

@@ -1,0 +1,40 @@
+"""What the caller hands us: files named on the command line, standard input, who calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..errors import ConntrackError, UsageError
+from .root import Root
+
+
+def read_input(path: str, most: int) -> bytes:
+    """The content of *path*, or of standard input for ``-``, at most *most* + 1 bytes.
+
+    A file named on the command line is the caller's own choice: links and pipes are followed.
+    """
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read(most + 1)
+        with open(path, "rb") as opened:
+            return opened.read(most + 1)
+    except OSError as error:
+        raise ConntrackError(f"cannot be read ({error.strerror})", path, "give a readable file") from None
+
+
+def tree(path: str) -> Root:
+    """The file tree at *path*; ``Root("/")`` is the running host."""
+    if not os.path.isdir(path):
+        raise UsageError("no such directory", path, "give the root of a file tree")
+    return Root(os.path.realpath(path))
+
+
+def is_superuser() -> bool:
+    """Whether we run as root."""
+    return os.geteuid() == 0
+
+
+def swallow_output() -> None:
+    """Send the rest of standard output nowhere: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,71 @@
+"""The journal on disk: appended and synced before each act, private to root."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from .. import journal
+from ..errors import HostError
+from ..journal import Entry
+from ..state import FileImage
+from .root import Root
+
+DIRECTORY = os.path.dirname(journal.PATH)
+LOCK = f"{DIRECTORY}/lock"
+DESIRED = f"{DIRECTORY}/desired.json"
+RESULT = "/run/cloudinit-conntrack/result.json"
+
+
+def read(root: Root) -> tuple[Entry, ...]:
+    """The applies that are not undone, oldest first; none where there is no journal."""
+    content = root.read_bytes(journal.PATH)
+    return journal.parse(content) if content is not None else ()
+
+
+def append(root: Root, line: bytes) -> None:
+    """Add *line* and sync it; when this returns, a power cut no longer loses it.
+
+    A line that an earlier crash tore off is cut away first.
+    """
+    root.make_private_dir(DIRECTORY)
+    old = root.read_bytes(journal.PATH) or b""
+    whole = old[: old.rfind(b"\n") + 1]
+    if whole != old or not old:
+        _replace(root, whole + line)
+        return
+    root.append(journal.PATH, line)
+
+
+def _replace(root: Root, content: bytes) -> None:
+    root.write_image(journal.PATH, FileImage(content, 0o600))
+
+
+def clear(root: Root) -> None:
+    """Forget everything: nothing is left to undo."""
+    for path in (journal.PATH, DESIRED):
+        root.remove(path)
+
+
+def keep_desired(root: Root, section: object) -> None:
+    """Keep the section for later boots."""
+    root.make_private_dir(DIRECTORY)
+    text = json.dumps(section, indent=2, sort_keys=True, default=str) + "\n"
+    root.write_image(DESIRED, FileImage(text.encode(), 0o600))
+
+
+def kept_desired(root: Root) -> object | None:
+    """The section that an earlier apply kept, or ``None``."""
+    content = root.read_bytes(DESIRED)
+    if content is None:
+        return None
+    try:
+        found: object = json.loads(content)
+    except ValueError as error:
+        raise HostError(f"it is damaged ({error})", DESIRED, "apply again with -c FILE") from None
+    return found
+
+
+def boot_id(root: Root) -> str:
+    """The kernel's boot id; empty for an image tree."""
+    return (root.read_text("/proc/sys/kernel/random/boot_id") or "").strip()

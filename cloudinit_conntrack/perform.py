@@ -1,0 +1,200 @@
+"""Performing one action on the host, and undoing one.
+
+Success is what the host shows afterwards, not what a command answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Callable
+
+from . import kmod
+from .actions import Action, DeleteEntries, LoadModule, LoadRules, ProveLoading, UnloadModule, WriteFile
+from .errors import HostError
+from .holders import all_holders
+from .host import entries, modules, observe, rules
+from .host.entries import Entry
+from .host.root import Root
+from .netfilter.iptables import parse_ruleset
+from .state import FileImage
+
+KEPT = "/var/lib/cloudinit-conntrack/kept"
+
+
+def perform(action: Action, root: Root) -> None:
+    """Do *action*.  HostError when the host was changed since it was planned, or will not."""
+    _PERFORM[type(action)](action, root)
+
+
+def undo(action: Action, root: Root) -> tuple[str, ...]:
+    """Do *action*, an inverse, over whatever is there now; gives notes for the operator.
+
+    What somebody else changed in between is kept aside, and said.
+    """
+    if isinstance(action, WriteFile):
+        return _put_back(action, root)
+    if isinstance(action, LoadRules):
+        return _rules_back(action, root)
+    perform(action, root)
+    return ()
+
+
+def loaded_modules(root: Root) -> tuple[str, ...]:
+    """Names of the modules that are loaded now, as ``/proc/modules`` lists them."""
+    text = root.read_text("/proc/modules") if root.is_host else None
+    return tuple(m.name for m in kmod.parse_proc_modules(text or ""))
+
+
+# --- files -----------------------------------------------------------------------------
+
+
+def _write_file(action: WriteFile, root: Root) -> None:
+    found = root.read_image(action.path)
+    if not _same(found, action.before) and not _same(found, action.after):
+        raise HostError("it was changed since the plan was made", action.path, "run apply again to plan anew")
+    _put(action.path, action.after, root)
+
+
+def _put(path: str, image: FileImage | None, root: Root) -> None:
+    if image is None:
+        root.remove(path)
+        return
+    root.make_directory(path.rpartition("/")[0] or "/")
+    root.write_image(path, image)
+
+
+def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
+    root.sweep(action.path)
+    found = root.read_image(action.path)
+    notes: tuple[str, ...] = ()
+    if found is not None and not _same(found, action.before) and not _same(found, action.after):
+        aside = f"{KEPT}/{action.path.strip('/').replace('/', '_')}"
+        root.make_private_dir(KEPT)
+        root.write_image(aside, found)
+        notes = (f"{action.path} was changed since; that version is kept as {aside}",)
+    _put(action.path, action.after, root)
+    return notes
+
+
+def _same(one: FileImage | None, two: FileImage | None) -> bool:
+    """Whether two images are alike in what others can change; times do not count."""
+    if one is None or two is None:
+        return one is two
+    return (one.content, one.mode, one.uid, one.gid) == (two.content, two.mode, two.uid, two.gid)
+
+
+# --- rules -----------------------------------------------------------------------------
+
+
+def _load_rules(action: LoadRules, root: Root) -> None:
+    if not _live_is(action, action.before, action.created, root):
+        raise HostError("the rules were changed since the plan was made", action.where, "run apply again to plan anew")
+    _restore(action, root)
+
+
+def _restore(action: LoadRules, root: Root) -> None:
+    if action.after:
+        rules.restore(action.backend, action.family, action.after)
+    for table in action.dropped:
+        rules.drop_table(action.backend, action.family, table, root)
+
+
+def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
+    known = _live_is(action, action.before, action.created, root) or _live_is(action, action.after, action.dropped, root)
+    _restore(action, root)
+    return () if known else (f"{action.where} were changed since; the rules from before apply are loaded again",)
+
+
+def _live_is(action: LoadRules, text: str, absent: tuple[str, ...], root: Root) -> bool:
+    """Whether the tables of *text* are what is live, counters aside; *absent* ones may be missing."""
+    found = _tables(rules.saved_text(action.backend, action.family, root).text)
+    return all(
+        found.get(name, lines if name in absent else None) == lines for name, lines in _tables(text).items()
+    )
+
+
+def _tables(text: str) -> dict[str, list[object]]:
+    """table -> its chains and rules without counters; a save sorts a rule's options, so order is nothing."""
+    found: dict[str, list[object]] = {}
+    for line in parse_ruleset(text, "", "live rules").lines:
+        if line.kind == "table":
+            found[line.table] = []
+        elif line.kind == "chain":
+            found[line.table].append(line.text.split()[:2])
+        elif line.kind == "rule":
+            found[line.table].append(sorted((o.name, o.negated, o.args) for o in line.rule.options))
+    return found
+
+
+# --- modules ---------------------------------------------------------------------------
+
+
+def _unload(action: UnloadModule, root: Root) -> None:
+    gone = modules.unload(action.name)
+    if not gone and action.force:
+        modules.force_unload(action.name)
+        gone = action.name not in loaded_modules(root)
+    if not gone:
+        raise HostError(f"module {action.name} is in use", action.where, _why_held(action.name, root))
+
+
+def _why_held(name: str, root: Root) -> str:
+    """The holders of *name*, each with what frees it, for the message of a failed unload."""
+    holders = [h for h in all_holders(observe.observe(root, True)) if h.module == name]
+    if not holders:
+        return "no rule or module that can be seen holds it: look at other network namespaces, IPVS, tc and BPF"
+    return "; ".join(f"{h.where} ({h.what}) holds it: {h.remedy}" for h in holders[:8])
+
+
+def _load(action: LoadModule, root: Root) -> None:
+    modules.load(action.name, action.parameters)
+    modules.set_sysctls(action.sysctls)
+
+
+def unload_strays(before: tuple[str, ...], after: tuple[str, ...] | None, root: Root) -> None:
+    """Unload what was not there *before* apply and was there *after* it, as far as nothing uses it.
+
+    With *after* ``None``: whatever was not there before.  Best effort: an unused module does no harm.
+    """
+    for _ in range(64):
+        found = kmod.parse_proc_modules((root.read_text("/proc/modules") if root.is_host else "") or "")
+        strays = [m.name for m in found if m.refcount == 0 and m.name not in before
+                  and (after is None or m.name in after)]
+        if not any([modules.unload(name) for name in strays]):
+            return
+
+
+# --- the rest --------------------------------------------------------------------------
+
+
+def _delete_entries(action: DeleteEntries, root: Root) -> None:
+    def wanted(entry: Entry) -> bool:
+        return not action.flows or any(_is_of(entry, *flow) for flow in action.flows)
+
+    entries.delete_entries(wanted)
+
+
+def _is_of(entry: Entry, protocol: str, first: int, last: int, address: str) -> bool:
+    if entry.protocol != protocol or not first <= entry.dport <= last:
+        return False
+    return not address or ipaddress.ip_address(entry.dst) in ipaddress.ip_network(address)
+
+
+def _prove(action: ProveLoading, root: Root) -> None:
+    problem = rules.load_in_private_namespace(action.text, action.family)
+    if problem:
+        raise HostError(f"this saved rule-set does not load: {problem}", action.path, "mend the file and apply again")
+    back = [name for name in loaded_modules(root) if name in kmod.ROOTS]
+    if back:
+        raise HostError(f"loading this saved rule-set loads {', '.join(back)}", action.path,
+                        "some rule in it still needs conntrack; find it by 'cloudinit-conntrack status'")
+
+
+_PERFORM: dict[type[object], Callable[..., None]] = {
+    WriteFile: _write_file,
+    LoadRules: _load_rules,
+    UnloadModule: _unload,
+    LoadModule: _load,
+    DeleteEntries: _delete_entries,
+    ProveLoading: _prove,
+}

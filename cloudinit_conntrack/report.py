@@ -1,0 +1,119 @@
+"""What a run says: one value, printed for a person or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .actions import Action
+from .plan import Item, Plan
+from .verify import Evidence
+
+SCHEMA = 1
+COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
+OUTCOME_COLOUR = {
+    "done": "green", "nothing-to-do": "green", "verified": "green", "reverted": "green",
+    "blocked": "red", "failed": "red", "drift": "yellow", "changes": "yellow",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines."""
+
+    mode: str
+    outcome: str
+    actions: tuple[Action, ...] = ()
+    blockers: tuple[Item, ...] = ()
+    widenings: tuple[Item, ...] = ()
+    findings: tuple[Item, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    message: str = ""
+
+
+def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Report:
+    """A report with everything that *plan* holds."""
+    return Report(plan.mode, outcome, plan.actions, plan.blockers, plan.widenings, plan.findings, evidence)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain values; the lists hold items with ``id``, ``reason`` and ``where``."""
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "mode": report.mode,
+        "outcome": report.outcome,
+        "actions": [{"id": a.id, "verb": a.verb, "where": a.where, "reason": a.reason} for a in report.actions],
+        "blockers": _items(report.blockers),
+        "widenings": _items(report.widenings),
+        "findings": _items(report.findings),
+        "evidence": [{"id": e.id, "holds": e.holds, "what": e.what} for e in report.evidence],
+        "facts": dict(report.facts),
+    }
+    if report.message:
+        found["message"] = report.message
+    return found
+
+
+def _items(items: Sequence[Item]) -> list[dict[str, str]]:
+    return [{"id": i.id, "where": i.where, "reason": i.reason, "remedy": i.remedy} for i in items]
+
+
+def json_text(report: Report) -> str:
+    """JSON with a final newline; bytes that are no text show as replacement characters."""
+    text = json.dumps(to_json(report), indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def text(report: Report, colour: bool = False, verbose: bool = False) -> str:
+    """The report for a person: the answer first, then what is behind it."""
+    lines = [_headline(report, colour)]
+    if report.message:
+        lines.append(f"  {report.message}")
+    width = max((len(name) for name, _ in report.facts), default=0)
+    lines += [f"  {name:<{width}}  {value}" for name, value in report.facts]
+    lines += _section("blocked by", "red", colour, _grouped(report.blockers))
+    lines += _section("actions, in this order", "bold", colour, _numbered(report.actions))
+    lines += _section("accepted now and not before", "yellow", colour, _grouped(report.widenings))
+    lines += _section("good to know", "bold", colour, _grouped(report.findings))
+    shown = [e for e in report.evidence if verbose or e.holds is not True]
+    lines += _section("the kernel says", "bold", colour, [_evidence(e) for e in shown])
+    if report.evidence and not shown:
+        lines.append(f"  the kernel agrees ({len(report.evidence)} checks; -v shows them)")
+    return "\n".join(lines) + "\n"
+
+
+def _headline(report: Report, colour: bool) -> str:
+    word = report.outcome.replace("-", " ")
+    return f"{paint(word, OUTCOME_COLOUR.get(report.outcome, 'bold'), colour)}  mode {report.mode or '-'}"
+
+
+def paint(words: str, name: str, colour: bool) -> str:
+    """*words* in a colour, on a terminal."""
+    return f"\033[{COLOURS[name]}m{words}\033[0m" if colour else words
+
+
+def _section(title: str, name: str, colour: bool, body: list[str]) -> list[str]:
+    return ["", paint(title, name, colour), *body] if body else []
+
+
+def _numbered(actions: tuple[Action, ...]) -> list[str]:
+    return [f"  {n:>2}  {a.verb} {a.where}\n      {a.reason}" for n, a in enumerate(actions, 1)]
+
+
+def _grouped(items: Sequence[Item]) -> list[str]:
+    """Items that say the same of several places are told once."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for item in items:
+        places.setdefault((item.reason, item.remedy), []).append(item.where)
+    return [
+        "\n".join([f"  {where}" for where in wheres] + [f"      {reason}"] + ([f"      -> {remedy}"] if remedy else []))
+        for (reason, remedy), wheres in places.items()
+    ]
+
+
+def _evidence(item: Evidence) -> str:
+    mark = {True: "yes", False: "NO ", None: "?  "}[item.holds]
+    return f"  {mark} {item.what}"

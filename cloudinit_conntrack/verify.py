@@ -1,0 +1,130 @@
+"""Verified is an empty second plan, and the kernel's own evidence that agrees with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import kmod
+from .config import Desired
+from .errors import HostError
+from .host import modules, observe, probe
+from .host.probe import Probe
+from .host.root import Root
+from .plan import Plan, make_plan
+
+# What a stateful rule, a nat table and the conntrack tool ask modprobe for.
+ASKED = ("nf_conntrack", "xt_conntrack", "xt_state", "ipt_NOTRACK", "iptable_nat", "nft-expr-ct", "nfnetlink-subsys-1")
+FAMILIES = ("ipv4", "ipv6")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One fact from the kernel.  *holds* is ``None`` where it cannot be told on this host."""
+
+    id: str
+    holds: bool | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What looking again gave."""
+
+    plan: Plan
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Nothing left to do, and nothing speaks against it."""
+        return self.plan.empty and all(e.holds is not False for e in self.evidence)
+
+
+def look(desired: Desired, root: Root, live: bool) -> Verified:
+    """Observe *root* afresh, plan again, and ask the kernel.  Changes nothing and loads nothing."""
+    plan = make_plan(desired, observe.observe(root, live))
+    return Verified(plan, evidence(desired, plan.mode, root, live))
+
+
+def evidence(desired: Desired, mode: str, root: Root, live: bool) -> tuple[Evidence, ...]:
+    """What the kernel itself says about *mode*."""
+    found: list[Evidence] = []
+    if mode == "unload":
+        if live:
+            found += _absent(root)
+        if desired.modules.block and desired.persist:
+            found += _blocked(root)
+    elif live and mode == "stateless":
+        found += [_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES]
+    elif live and mode == "notrack":
+        found += _flows(desired, root)
+    return tuple(found)
+
+
+def _absent(root: Root) -> list[Evidence]:
+    loaded = [m.name for m in kmod.parse_proc_modules(root.read_text("/proc/modules") or "")]
+    left = [name for name in kmod.CONNTRACK_MODULES if name in loaded]
+    files = [f"/proc/net/{name}" for name in kmod.ROOTS if root.exists(f"/proc/net/{name}")]
+    return [
+        Evidence("modules", not left, f"loaded: {', '.join(left)}" if left else "no conntrack module is loaded"),
+        Evidence("proc", not files, f"{files[0]} is there" if files else "/proc/net/nf_conntrack is gone"),
+    ]
+
+
+def _blocked(root: Root) -> list[Evidence]:
+    found = modules.resolve(ASKED, root)
+    return [
+        Evidence(f"modprobe:{r.name}", r.effect != "loads", f"modprobe {r.name}: {r.effect} ({r.evidence})")
+        for r in found
+    ]
+
+
+def _flows(desired: Desired, root: Root) -> list[Evidence]:
+    flows = desired.flows.frontends
+    wanted = [(f.protocol, f.ports[0], f.family) for f in flows if f.address is None]
+    if desired.flows.all:
+        wanted = [("udp", 9, None)]
+    return [
+        _untracked(root, family, protocol, port, f"a probe to {protocol} port {port}")
+        for protocol, port, only in wanted
+        for family in FAMILIES
+        if only in (None, family)
+    ]
+
+
+def _untracked(root: Root, family: str, protocol: str, port: int, what: str) -> Evidence:
+    tracked = probe.is_tracked(root, family, protocol, port)
+    key = f"probe:{family}:{protocol}:{port}"
+    if tracked is None:
+        reason = "no conntrack table to look into" if root.read_text("/proc/net/nf_conntrack") is None else (
+            "the probe could not be sent"
+        )
+        return Evidence(key, None, f"{what} over {family}: {reason}")
+    return Evidence(key, not tracked, f"{what} over {family} {'left an entry' if tracked else 'was not tracked'}")
+
+
+def demand(found: tuple[Evidence, ...]) -> None:
+    """Raise HostError where evidence speaks against the mode though nothing was left to do."""
+    against = [e for e in found if e.holds is False]
+    if against:
+        raise HostError("nothing is left to do, and yet: " + "; ".join(e.what for e in against), "verify",
+                        "look at 'cloudinit-conntrack status' for what holds or loads it")
+
+
+def answering(probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    """Those of *probes* that answer now: only these can be missed afterwards."""
+    return tuple((host, port) for host, port in probes if probe.answers(host, port))
+
+
+def after_apply(desired: Desired, root: Root, live: bool, probes: tuple[Probe, ...]) -> tuple[Evidence, ...]:
+    """Verify what was just applied.  Raises HostError when it does not hold, or a probe fell silent."""
+    found = look(desired, root, live)
+    if not found.plan.empty:
+        left = [f"{a.verb} {a.where}" for a in found.plan.actions] + [b.reason for b in found.plan.blockers]
+        raise HostError("the host is not as planned: " + "; ".join(left), "verify", "this may be our defect: report it")
+    demand(found.evidence)
+    silent = [f"{host}:{port}" for host, port in desired.guard.probes if not probe.answers(host, port)]
+    if silent:
+        lost = [name for name in silent if name in {f"{h}:{p}" for h, p in probes}]
+        why = "answered before apply and does not now" if lost else "does not answer"
+        raise HostError(f"{', '.join(lost or silent)} {why}", "guard.probes", "look at the rules for it")
+    return found.evidence

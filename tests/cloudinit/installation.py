@@ -1,0 +1,49 @@
+"""A machine with our package on it, as the .deb and ``enable`` leave it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from machines import Machine, machine
+from stateful_host import save_rules
+
+PRODUCT = Path(os.environ.get("STANDIN", Path(__file__).parents[2]))
+MODULE = PRODUCT / "cc_conntrack.py"
+PACKAGE = PRODUCT / "cloudinit_conntrack"
+
+# Debian's place for packaged modules, on the path of cloud-init's Python in every version.
+DIST_PACKAGES = "/usr/lib/python3/dist-packages"
+
+
+@contextmanager
+def bare_machine(chroot: Path) -> Iterator[Machine]:
+    """A machine with cloud-init and saved stateful rules, without our package."""
+    with machine(chroot) as made:
+        with made.boot() as boot:
+            save_rules(boot)
+        yield made
+
+
+@contextmanager
+def installed_machine(chroot: Path) -> Iterator[Machine]:
+    """The same with our package, and ``[conntrack, always]`` in cloud.cfg."""
+    with bare_machine(chroot) as made:
+        target = made.root / DIST_PACKAGES.lstrip("/")
+        shutil.copy(MODULE, target)
+        shutil.copytree(PACKAGE, target / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        with made.boot() as boot:  # compiled once, as a Debian package's postinst does
+            names = (MODULE.name, PACKAGE.name)
+            boot.run("python3", "-m", "compileall", "-q", *(f"{DIST_PACKAGES}/{name}" for name in names))
+        _list_module(made.root / "etc/cloud/cloud.cfg")
+        yield made
+
+
+def _list_module(config: Path) -> None:
+    # First in its list, so that every other module of the stage comes after it.
+    head, key, tail = config.read_text().partition("\ncloud_config_modules:\n")
+    assert key, f"{config} has no cloud_config_modules"
+    config.write_text(f"{head}{key} - [conntrack, always]\n{tail}")

@@ -1,0 +1,188 @@
+"""What people do with a host: the conversations that a rule-set lets through, or not.
+
+Each has a name that says who calls whom: ``in`` is client to host, ``out`` host to client,
+``on`` host to backend, ``through`` client to backend, ``back`` backend to client, ``lo``
+the host with itself.  The result of each is ``ok`` or how it failed.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import AsyncIterator, Awaitable, Callable, Dict, Optional, Tuple
+
+from . import conversations as talk
+from .conversations import Pair, World
+from .namespace import Namespace, mtu_errors
+from .topology import UNREACHABLE, Topology, address
+
+Conversations = Dict[str, Callable[[], Awaitable[None]]]
+
+HOST_PORTS = (22, 23, 80, 8080)
+REMOTE_PORTS = (25, 80, 8080)
+ANSWERED = (53, 443, 514, 9999)
+ASKED = (53, 123, 5000)
+CLOSED = 9
+PATIENCE = 0.6  # seconds that are waited for what is expected to fail
+EXPECTED = 5.0  # for what has to work
+WAYS = {
+    "in": ("client", "host"), "out": ("host", "client"), "on": ("host", "backend"),
+    "through": ("client", "backend"), "back": ("backend", "client"), "lo": ("host", "loopback"),
+}  # fmt: skip
+Ends = Callable[[Pair], Awaitable[None]]
+
+
+@asynccontextmanager
+async def services(net: Topology, family: str) -> AsyncIterator[World]:
+    """Everything that listens: on the host, on the client and on the backend."""
+    async with talk.world(family) as made:
+        made.listen(net.host, *HOST_PORTS)
+        made.answer(net.host, *ANSWERED)
+        for place in (net.client, net.backend):
+            made.listen(place, *REMOTE_PORTS)
+            made.answer(place, *ASKED)
+        yield made
+
+
+def ends(net: Topology, family: str, way: str) -> Tuple[Namespace, str]:
+    """Where a conversation starts, and the address that it goes to."""
+    caller, called = WAYS[way]
+    return net.named(caller), address(family, called)
+
+
+def daily(net: Topology, made: World) -> Conversations:
+    """The conversations that need no small link."""
+    found: Conversations = {}
+
+    def tcp(way: str, port: int, how: str, end: Ends) -> None:
+        found[f"tcp {way} {port} {how}"] = partial(_tcp, net, made, way, port, end)
+
+    def udp(way: str, port: int, how: str = "", **options: int) -> None:
+        place, to = ends(net, made.family, way)
+        found[f"udp {way} {port} {how}".strip()] = partial(talk.ask, made.family, place, (to, port), **options)
+
+    for port in (*HOST_PORTS, CLOSED):
+        tcp("in", port, "caller closes", _caller_closes)
+    tcp("in", 22, "called closes", _called_closes)
+    tcp("in", 22, "caller resets", _caller_resets)
+    tcp("in", 22, "called resets", _called_resets)
+    for way in ("out", "on", "through", "back"):
+        tcp(way, 8080, "called closes", _called_closes)
+        tcp(way, 8080, "called resets", _called_resets)
+        tcp(way, CLOSED, "is refused", _caller_closes)
+        udp(way, 53)
+        udp(way, 53, "big", size=4000)
+        udp(way, CLOSED, "is refused")
+    for port in (25, 80):
+        tcp("out", port, "caller closes", _caller_closes)
+    tcp("lo", 8080, "caller closes", _caller_closes)
+    udp("lo", 53)
+    for port in ANSWERED:
+        udp("in", port)
+    udp("in", 53, "big", size=4000)
+    for port in ASKED[1:]:
+        udp("out", port)
+    udp("out", 123, "from 123", sport=123)
+    udp("out", 33434, "traceroute", hops=1)
+    for way in WAYS:
+        place, to = ends(net, made.family, way)
+        found[f"ping {way}"] = partial(talk.ping, made.family, place, to)
+        found[f"ping {way} big"] = partial(talk.ping, made.family, place, to, 3000)
+    found["tcp out unreachable"] = partial(_tcp_to, made, net.host, UNREACHABLE[made.family], 80, _caller_closes)
+    return found
+
+
+def over_small_link(net: Topology, made: World) -> Conversations:
+    """Transfers towards the client that only get through when the sender learns the path's MTU.
+
+    Each uses another address of the client, which the sender has never sent to before.
+    """
+    client = {n: _nth_client(made.family, n) for n in range(3, 9)}
+    found: Conversations = {}
+    for n, (way, port) in enumerate((("in", 22), ("in", 80), ("through", 8080)), 3):
+        place, to = ends(net, made.family, way)
+        found[f"small link: download {way} {port}"] = partial(
+            _transfer, made, place, (to, port), client[n], _download, net
+        )
+    for n, (way, port) in enumerate((("out", 8080), ("out", 25), ("back", 8080)), 6):
+        place, _ = ends(net, made.family, way)
+        found[f"small link: upload {way} {port}"] = partial(
+            _transfer, made, place, (client[n], port), None, _upload, net
+        )
+    return found
+
+
+def _nth_client(family: str, number: int) -> str:
+    return f"10.77.1.{number}" if family == "ipv4" else f"fd77:1::{number}"
+
+
+async def use(net: Topology, family: str, worked: Dict[str, str]) -> Dict[str, str]:
+    """Hold every conversation, neighbours and paths unknown at first; name -> outcome.
+
+    *worked* are the outcomes under the rules before: what worked then gets more patience.
+    """
+
+    def patience(name: str) -> float:
+        return EXPECTED if worked.get(name) == "ok" else PATIENCE
+
+    net.forget_paths()
+    async with services(net, family) as made:
+        found = await talk.outcomes(daily(net, made), patience)
+        net.small_link(family)
+        try:
+            net.forget_paths()
+            found.update(await talk.outcomes(over_small_link(net, made), patience))
+        finally:
+            net.small_link(family, False)
+    return found
+
+
+async def _tcp(net: Topology, made: World, way: str, port: int, end: Ends) -> None:
+    place, to = ends(net, made.family, way)
+    await _tcp_to(made, place, to, port, end)
+
+
+async def _tcp_to(made: World, place: Namespace, to: str, port: int, end: Ends) -> None:
+    pair = await talk.connect(made, place, (to, port))
+    try:
+        await talk.talk(pair)
+        await end(pair)
+    finally:
+        pair.close()
+
+
+async def _caller_closes(pair: Pair) -> None:
+    await talk.hang_up(pair.caller, pair.called)
+
+
+async def _called_closes(pair: Pair) -> None:
+    await talk.hang_up(pair.called, pair.caller)
+
+
+async def _caller_resets(pair: Pair) -> None:
+    await talk.reset(pair.caller, pair.called)
+
+
+async def _called_resets(pair: Pair) -> None:
+    await talk.reset(pair.called, pair.caller)
+
+
+async def _transfer(
+    made: World, place: Namespace, to: talk.Address, source: Optional[str], how: Ends, net: Topology
+) -> None:
+    """Transfer much, and see that the router had to send an ICMP error for it."""
+    pair = await talk.connect(made, place, to, source)
+    before = mtu_errors(net.router)
+    try:
+        await how(pair)
+    finally:
+        pair.close()
+    assert mtu_errors(net.router) != before, "no packet was too big for the small link: the test proves nothing"
+
+
+async def _download(pair: Pair) -> None:
+    await talk.transfer(pair.called, pair.caller, 200_000)
+
+
+async def _upload(pair: Pair) -> None:
+    await talk.transfer(pair.caller, pair.called, 200_000)

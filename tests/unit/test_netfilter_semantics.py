@@ -1,0 +1,182 @@
+"""The rewrite judged by a model firewall: CONTRACT.md, "What rewrite promises", G1 to G5."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from netfilter_model import Firewall, Packet, stray_states, universe, usual_states
+
+from cloudinit_conntrack.netfilter.iptables import parse_ruleset
+from cloudinit_conntrack.netfilter.ruleset import format_ruleset
+from cloudinit_conntrack.netfilter.stateless import Change, Rewritten, make_stateless
+
+STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
+SUBSETS = [s for n in range(1, 6) for s in itertools.combinations(STATES, n)]
+STATEFUL_WORDS = ("--state", "--ctstate", "-m state", "-m conntrack", "NOTRACK", "--notrack")
+ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+TYPE = {"ipv4": "--icmp-type", "ipv6": "--icmpv6-type"}
+
+
+def rewritten(text: str, family: str = "ipv4") -> Rewritten:
+    return make_stateless(parse_ruleset(text, family, "in"))
+
+
+def judge(text: str, family: str = "ipv4") -> Rewritten:
+    """Rewrite *text* and check every promise on every packet of the universe."""
+    done = rewritten(text, family)
+    if done.blockers:
+        return done
+    after = format_ruleset(done.ruleset)
+    assert not any(word in after for word in STATEFUL_WORDS), f"G1:\n{text}\n->\n{after}"
+    assert_untouched(text, after, done)
+    again = rewritten(after, family)
+    assert format_ruleset(again.ruleset) == after and not again.changes, f"G5:\n{after}"
+    old, new = Firewall(text, family), Firewall(after, family)
+    for hook in ("INPUT", "OUTPUT"):
+        for packet in universe(family):
+            judge_packet(old, new, hook, packet, done, f"{hook} {packet}\n{text}\n->\n{after}")
+    return done
+
+
+def judge_packet(
+    old: Firewall, new: Firewall, hook: str, packet: Packet, done: Rewritten, story: str
+) -> None:
+    exempt = old.exempt(hook, packet)
+    usual = ("UNTRACKED",) if exempt else usual_states(packet, hook, old.family)
+    stray = ("UNTRACKED",) if exempt else stray_states(packet, old.family)
+    now = new.send(hook, packet)
+    for state in usual:
+        before = old.send(hook, replace(packet, state=state))
+        assert before.verdict != "ACCEPT" or now.verdict == "ACCEPT", f"G2 ({state}): {story}"
+        if before.verdict == now.verdict and packet.protocol != "udp":
+            assert before.logged == now.logged, f"G2, logged ({state}): {story}"
+    if now.verdict != "ACCEPT":
+        return
+    refused = [s for s in stray if old.send(hook, replace(packet, state=s)).verdict != "ACCEPT"]
+    if refused:
+        assert not packet.is_syn, f"G3, a SYN is let in ({refused}): {story}"
+        assert stated(done.changes, packet), f"G3, not stated ({refused}): {story}\n{widenings(done.changes)}"
+
+
+def widenings(changes: tuple[Change, ...]) -> list[str]:
+    return [change.widens for change in changes if change.widens]
+
+
+WORDS = {"udp": ("UDP", "packets"), "icmp": ("ICMP", "echo", "errors", "packets"), "gre": ("packets",)}
+
+
+def stated(changes: tuple[Change, ...], packet: Packet) -> bool:
+    """Whether a widening speaks of *packet*'s kind."""
+    words = WORDS.get(packet.protocol) or ("packets", "ACK" if packet.flags & 16 else "RST" if packet.flags & 4
+                                           else "SYN")  # fmt: skip
+    return any(word in text for text in widenings(changes) for word in words)
+
+
+def assert_untouched(before: str, after: str, done: Rewritten) -> None:
+    """G4: lines that no change names are there byte for byte and in order."""
+    changed = {change.line for change in done.changes}
+    kept = [line for number, line in enumerate(before.split("\n"), 1) if number not in changed]
+    rest = iter(after.split("\n"))
+    for line in kept:
+        assert any(line == other for other in rest), f"G4: {line!r} is gone or moved:\n{before}\n->\n{after}"
+
+
+def ruleset(*rules: str, policy: str = "DROP", raw: tuple[str, ...] = ()) -> str:
+    lines = ["*filter", f":INPUT {policy} [0:0]", ":FORWARD ACCEPT [0:0]", f":OUTPUT {policy} [0:0]",
+             ":U1 - [0:0]", ":U2 - [0:0]", *rules, "COMMIT", ""]  # fmt: skip
+    if raw:
+        lines[:0] = ["*raw", ":PREROUTING ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", *raw, "COMMIT"]
+    return "\n".join(lines)
+
+
+# --- every combination of states, protocols and targets --------------------------------
+
+TARGETS = ("-j ACCEPT", "-j DROP", "-j REJECT", '-j LOG --log-prefix "seen "', "-j RETURN", "-j U1", "-g U2")
+PROTOCOLS = ("", "-p tcp", "-p tcp --dport 22", "-p udp", "-p udp --dport 53", "-p ICMP", "-p ICMP TYPE ECHO", "-p gre",
+             "! -p tcp", "-p all")  # fmt: skip
+USER_CHAINS = ("-A U1 -p tcp --dport 22 -j ACCEPT", "-A U1 -j DROP", "-A U2 -p udp -j ACCEPT")
+
+
+def in_family(protocol: str, family: str) -> str:
+    echo = "8" if family == "ipv4" else "128"
+    return protocol.replace("ICMP", ICMP[family]).replace("TYPE", TYPE[family]).replace("ECHO", echo)
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("negated", ["", "! "])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_combination_of_states_and_protocols(family: str, negated: str, target: str) -> None:
+    judged = 0
+    for states, protocol in itertools.product(SUBSETS, PROTOCOLS):
+        for policy in ("DROP", "ACCEPT"):
+            rule = f"-A INPUT {in_family(protocol, family)} -m conntrack {negated}--ctstate {','.join(states)} {target}"
+            done = judge(ruleset(" ".join(rule.split()), *USER_CHAINS, policy=policy), family)
+            judged += not done.blockers
+    assert judged > 300
+
+
+# --- whole rule-sets -------------------------------------------------------------------
+
+SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+POSITIVE = ("-p tcp", "-p tcp --dport 22", "-p tcp -m tcp --sport 22", "-p tcp --dport 1:100", "-p tcp --syn", "-p tcp ! --syn",
+            "-p tcp --tcp-flags ALL NONE", "-p tcp --tcp-flags SYN,RST SYN,RST", "-p tcp -m multiport --dports 22,80",
+            "-p udp", "-p udp --dport 53", "-p udp -m udp --sport 53", "-p udp --dport 40000",
+            "-p udp -m multiport --dports 53,500", "-p ICMP", "-p ICMP -m MATCH TYPE ECHO", "-p gre", "! -p tcp", "! -p udp",
+            "-p all", "", "", "-s PEER", "-d PEER -p udp --dport 53", "-i lo", "! -i lo")  # fmt: skip
+BESIDE = ("", "", "", "-m limit --limit 5/min", '-m comment --comment "a note"')
+
+
+@st.composite
+def rules(draw: st.DrawFn, family: str, chain: str, chains: tuple[str, ...]) -> str:
+    """One rule of *chain*, which may jump to *chains*."""
+    where = in_family(draw(st.sampled_from(POSITIVE)), family)
+    where = where.replace("PEER", "10.0.0.1" if family == "ipv4" else "2001:db8:1::1")
+    where = where.replace("MATCH", "icmp" if family == "ipv4" else "icmp6")
+    state = ""
+    if draw(st.integers(0, 3)):
+        names = ",".join(draw(st.lists(st.sampled_from(STATES), min_size=1, max_size=3, unique=True)))
+        form = draw(st.sampled_from(("-m state --state", "-m conntrack --ctstate", "-m state ! --state")))
+        state = f"{form} {names}"
+    targets = ["-j ACCEPT"] * 3 + ["-j DROP", "-j REJECT", "-j RETURN", '-j LOG --log-prefix "seen "']
+    targets += [f"{how} {other}" for other in chains for how in ("-j", "-g")]
+    counters = draw(st.sampled_from(("", "", "[5:300] ")))
+    words = [f"{counters}-A {chain}", where, state, draw(st.sampled_from(BESIDE)), draw(st.sampled_from(targets))]
+    return " ".join(word for word in words if word)
+
+
+@st.composite
+def rulesets(draw: st.DrawFn, family: str, raw: bool) -> str:
+    """A filter table with user chains, and some NOTRACK rules where *raw*."""
+    found: list[str] = []
+    for chain, reachable in (("INPUT", ("U1", "U2")), ("OUTPUT", ("U1",)), ("U1", ("U2",)), ("U2", ())):
+        found += draw(st.lists(rules(family, chain, reachable), max_size=4))
+    exempt = ("-p tcp --dport 22", "-p tcp --sport 22", "-p udp --dport 53", "-p tcp --dport 80", "-i lo")
+    notrack: tuple[str, ...] = ()
+    if raw:
+        notrack = tuple(
+            f"-A {hook} {draw(st.sampled_from(exempt))} -j CT --notrack"
+            for hook in draw(st.lists(st.sampled_from(("PREROUTING", "OUTPUT")), min_size=1, max_size=3))
+        )
+    return ruleset(*found, policy=draw(st.sampled_from(("DROP", "ACCEPT"))), raw=notrack)
+
+
+@SETTINGS
+@given(rulesets("ipv4", raw=False))
+def test_any_ruleset(text: str) -> None:
+    judge(text)
+
+
+@SETTINGS
+@given(rulesets("ipv6", raw=False))
+def test_any_ruleset_of_ipv6(text: str) -> None:
+    judge(text, "ipv6")
+
+
+@SETTINGS
+@given(rulesets("ipv4", raw=True))
+def test_any_ruleset_with_exemptions(text: str) -> None:
+    judge(text)
