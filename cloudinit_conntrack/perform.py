@@ -107,22 +107,26 @@ def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
 
 def _live_is(action: LoadRules, text: str, absent: tuple[str, ...], root: Root) -> bool:
     """Whether the tables of *text* are what is live, counters aside; *absent* ones may be missing."""
-    found = _tables(rules.saved_text(action.backend, action.family, root).text)
-    return all(
-        found.get(name, lines if name in absent else None) == lines for name, lines in _tables(text).items()
+    found, wanted = (
+        _tables(content) for content in (rules.saved_text(action.backend, action.family, root).text, text)
     )
+    return all(found.get(table, chains if table in absent else None) == chains for table, chains in wanted.items())
 
 
-def _tables(text: str) -> dict[str, list[object]]:
-    """table -> its chains and rules without counters; a save sorts a rule's options, so order is nothing."""
-    found: dict[str, list[object]] = {}
+def _tables(text: str) -> dict[str, dict[str, list[object]]]:
+    """table -> chain -> its policy and rules, without counters.
+
+    A save groups rules by chain and sorts the options of each, so neither order counts.
+    """
+    found: dict[str, dict[str, list[object]]] = {}
     for line in parse_ruleset(text, "", "live rules").lines:
         if line.kind == "table":
-            found[line.table] = []
+            found[line.table] = {}
         elif line.kind == "chain":
-            found[line.table].append(line.text.split()[:2])
+            found[line.table][line.chain] = [line.text.split()[1]]
         elif line.kind == "rule":
-            found[line.table].append(sorted((o.name, o.negated, o.args) for o in line.rule.options))
+            options = sorted((o.name, o.negated, o.args) for o in line.rule.options)
+            found[line.table].setdefault(line.chain, []).append(options)
     return found
 
 

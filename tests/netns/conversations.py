@@ -20,7 +20,9 @@ Address = Tuple[str, int]
 FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 PING_PROTOCOL = {"ipv4": socket.IPPROTO_ICMP, "ipv6": socket.IPPROTO_ICMPV6}
 NO_WAITING = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
-IP_RECVERR, IPV6_RECVERR = 11, 25  # include/uapi/linux/in.h, in6.h
+# include/uapi/linux/in.h, in6.h
+IP_RECVERR, IPV6_RECVERR = 11, 25
+PATH_MTU = {"ipv4": (socket.IPPROTO_IP, 14), "ipv6": (socket.IPPROTO_IPV6, 24)}
 
 
 def open_socket(place: Namespace, family: str, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:

@@ -14,7 +14,7 @@ import re
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
@@ -128,11 +128,3 @@ def configure(namespace: Namespace, commands: Sequence[str], family: str = "") -
     """Run ``ip`` commands (without the word ip) in the namespace, all in one process."""
     dash = [f"-{family[-1]}"] if family else []
     namespace.run("ip", *dash, "-batch", "-", stdin="".join(f"{command}\n" for command in commands))
-
-
-def mtu_errors(namespace: Namespace) -> Tuple[int, int]:
-    """How many path-MTU errors the namespace sent: (IPv4 frag-needed, IPv6 packet-too-big)."""
-    ip_lines = [line.split() for line in namespace.read("snmp").splitlines() if line.startswith("Ip:")]
-    fails = int(dict(zip(*ip_lines))["FragFails"])
-    six = dict(line.split() for line in namespace.read("snmp6").splitlines())
-    return fails, int(six["Icmp6OutPktTooBigs"])

@@ -9,7 +9,7 @@
 to forward only small packets towards the client, whose own link says nothing of it: then
 only an ICMP error tells the sender.  Packets of the scanning probes come from addresses in
 ``SCAN``; the client silently swallows what is sent there, so that it never answers.  The client has
-the addresses .2 to .9: what the host learns of the path to one of them (its MTU) does not
+the addresses .2 to .9 (and calls from .2): what the host learns of the path to one of them (its MTU) does not
 help another.  The router refuses ``UNREACHABLE`` with an ICMP error.
 """
 
@@ -145,7 +145,7 @@ def _link(made: Topology) -> None:
             commands += [f"addr add 10.77.{link}.{last}/24 dev {interface}",
                          f"addr add fd77:{link}::{last}/64 dev {interface} nodad"]  # fmt: skip
         configure(namespace, commands)
-    more = [(f"10.77.1.{n}/24", f"fd77:1::{n}/64 nodad") for n in range(3, 10)]
+    more = [(f"10.77.1.{n}/24", f"fd77:1::{n}/64 nodad preferred_lft 0") for n in range(3, 10)]
     configure(made.client, [f"addr add {text} dev eth0" for pair in more for text in pair])
 
 
