@@ -76,6 +76,23 @@ MASKED = (
     "systemd-sysusers.service",
     "systemd-pstore.service",
     "systemd-logind.service",
+    "systemd-repart.service",
+    "kmod-static-nodes.service",
+)
+
+# Each costs a tenth of a second at the boot and at every daemon-reload.
+MASKED_GENERATORS = (
+    "systemd-cryptsetup-generator",
+    "systemd-debug-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-rc-local-generator",
+    "systemd-run-generator",
+    "systemd-system-update-generator",
+    "systemd-sysv-generator",
+    "systemd-veritysetup-generator",
 )
 
 CLOUD_CONFIG = """\
@@ -86,6 +103,7 @@ no_ssh_fingerprints: true
 ssh: {emit_keys_to_console: false}
 users: []
 locale: false
+grub_dpkg: {enabled: false}
 growpart: {mode: "off"}
 resize_rootfs: false
 """
@@ -128,6 +146,7 @@ def entries() -> Tuple[Entry, ...]:
         Entry("/etc/fstab", ""),
         Entry("/etc/machine-id", "5f0c1b1e4d0a4f6f9d3b6a2c7e8d9f10\n"),
         *(Entry(f"/etc/systemd/system/{unit}", link="/dev/null") for unit in MASKED),
+        *(Entry(f"/etc/systemd/system-generators/{name}", link="/dev/null") for name in MASKED_GENERATORS),
     )
 
 

@@ -1,0 +1,32 @@
+# cloudinit-conntrack: `make help` says what there is.
+.DEFAULT_GOAL := help
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: help prepare demo test check netns cloudinit guest clean
+
+help: ## say what there is
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+prepare: ## install what tests and demo need (Debian 12, root)
+	@tests/prepare
+
+demo: prepare ## the main job in a guest: before, apply, second boot, revert
+	.venv/bin/python -m tests.guest.demo
+
+test: prepare ## everything that CI runs
+	$(PYTEST) tests
+
+check: prepare ## linters and unit tests
+	$(PYTEST) tests/unit
+
+netns: prepare ## real rules and packets in network namespaces
+	$(PYTEST) tests/netns
+
+cloudinit: prepare ## the four real versions of cloud-init
+	$(PYTEST) tests/cloudinit
+
+guest: prepare ## real modules in a user-mode Linux guest
+	$(PYTEST) tests/guest
+
+clean: ## remove what was built
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
