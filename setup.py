@@ -23,7 +23,7 @@ setup(
     py_modules=["cc_conntrack"],
     packages=["cloudinit_conntrack", "cloudinit_conntrack.host", "cloudinit_conntrack.netfilter"],
     package_data={"cloudinit_conntrack": ["conntrack.schema.json"]},
-    install_requires=["PyYAML", "jsonschema"],
+    install_requires=["PyYAML"],
     entry_points={"console_scripts": ["cloudinit-conntrack = cloudinit_conntrack.cli:main"]},
     classifiers=[
         "Environment :: Console",

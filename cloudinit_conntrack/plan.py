@@ -15,11 +15,11 @@ from .config import Flow as ConfigFlow
 from .errors import ConntrackError
 from .holders import foreign_holders
 from .netfilter import notrack
-from .netfilter.difference import split_tables
 from .netfilter.iptables import parse_ruleset
 from .netfilter.replies import UdpFlow
 from .netfilter.ruleset import RuleSet, format_ruleset
 from .netfilter.stateless import Policy, Rewritten, make_stateless
+from .netfilter.tables import split_tables
 from .shellvars import clean_modules_line
 from .state import FileImage, Kernel, LiveRules, SavedFile, State
 

@@ -44,8 +44,8 @@ def find(name: str) -> str | None:
 
 
 def run(argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0,
-        check: bool = True, netns: str | None = None) -> Completed:
-    """Run *argv* with *stdin* and wait at most *timeout* seconds.
+        check: bool = True, netns: str | None = None, most: int = _MOST_OUTPUT) -> Completed:
+    """Run *argv* with *stdin* and wait at most *timeout* seconds for at most *most* bytes of output.
 
     *netns* is the path of a network namespace to run in (``/run/netns/blue``,
     ``/proc/812/ns/net``); files are those of this process all the same.
@@ -55,7 +55,9 @@ def run(argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0,
     words = ("nsenter", f"--net={netns}", "--", *argv) if netns else tuple(argv)
     process = _start(words, subprocess.PIPE if stdin is not None else subprocess.DEVNULL)
     try:
-        out, err = _converse(process, stdin or b"", time.monotonic() + timeout, words)
+        out, err = _converse(process, stdin or b"", time.monotonic() + timeout, most)
+    except OverflowError:
+        raise CommandError(f"printed more than {most} bytes and was killed", quoted(words)) from None
     except TimeoutError:
         raise CommandError(f"did not end within {timeout:g} seconds and was killed", quoted(words),
                            "find out what it waits for, then run again") from None
@@ -138,9 +140,11 @@ def _where_from(name: str) -> str:
     return f"install the package {package}" if package else ""
 
 
-def _converse(process: subprocess.Popen[bytes], stdin: bytes, deadline: float,
-              words: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """Feed *stdin*, collect both outputs until the process is gone; TimeoutError at *deadline*."""
+def _converse(process: subprocess.Popen[bytes], stdin: bytes, deadline: float, most: int) -> tuple[bytes, bytes]:
+    """Feed *stdin*, collect both outputs until the process is gone.
+
+    TimeoutError at *deadline*, OverflowError beyond *most* bytes.
+    """
     got: dict[IO[bytes], list[bytes]] = {}
     size = 0
     with selectors.DefaultSelector() as selector:
@@ -162,8 +166,8 @@ def _converse(process: subprocess.Popen[bytes], stdin: bytes, deadline: float,
                 got[pipe].append(piece)
                 if not piece:
                     selector.unregister(pipe)
-            if size > _MOST_OUTPUT:
-                raise CommandError(f"printed more than {_MOST_OUTPUT >> 20} MiB", quoted(words))
+            if size > most:
+                raise OverflowError
             if time.monotonic() > deadline and process.poll() is None:
                 raise TimeoutError
             if process.poll() is not None and not selector.select(0):

@@ -1,48 +1,298 @@
-"""Two rule-sets of one host compared: which tables differ."""
+"""Two rule-sets compared: which packets the one accepts and the other does not.
+
+Computed from the rule-sets alone, by walking both as the kernel does (first match, jumps,
+goto, RETURN, policies; every table that a packet passes), not from what the rewrite meant.
+"""
 
 from __future__ import annotations
 
-from .ruleset import Line, RuleSet
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-CHAINS = {
-    "raw": ("PREROUTING", "OUTPUT"),
-    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "filter": ("INPUT", "FORWARD", "OUTPUT"),
-    "security": ("INPUT", "FORWARD", "OUTPUT"),
+from .packets import Box, PacketSet
+from .parts import TCP, icmp_parts
+from .ruleset import Rule, RuleSet
+from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
+from .universe import make_universe, matched
+
+# The tables that a packet passes on its way, with the hook it meets in each.
+PATHS = {
+    "INPUT": (("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "INPUT"), ("filter", "INPUT"),
+              ("security", "INPUT")),
+    "FORWARD": (("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "FORWARD"), ("filter", "FORWARD"),
+                ("security", "FORWARD"), ("mangle", "POSTROUTING")),
+    "OUTPUT": (("raw", "OUTPUT"), ("mangle", "OUTPUT"), ("filter", "OUTPUT"), ("security", "OUTPUT"),
+               ("mangle", "POSTROUTING")),
 }
+REFUSING = frozenset(("DROP", "REJECT", "TARPIT", "STEAL", "CHAOS", "DELUDE"))
+ENDING = frozenset(("ACCEPT", "QUEUE", "NFQUEUE", "TPROXY"))
+# The rarest things are said once, and then counted.
+MOST_TOLD = 40
 
 
-def split_tables(before: RuleSet, after: RuleSet) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
-    """The texts of the tables that differ, of *before* and of *after*, and the tables that
-    only the one and only the other has (dropped, created).
+@dataclass(frozen=True)
+class Told:
+    """A set of packets in words, at one hook."""
 
-    A table that only *after* has stands in the first text as an empty one, so that loading
-    that text undoes it.
+    hook: str
+    packets: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """*widened*: accepted after and, for packets of no connection, not before.  *narrowed*: packets
+    of a connection that were accepted before and are not after."""
+
+    widened: tuple[Told, ...]
+    narrowed: tuple[Told, ...]
+
+
+def compare(before: RuleSet, after: RuleSet) -> Difference:
+    """What *after* accepts and refuses other than *before*.
+
+    Raises ValueError for an address that cannot be read.
     """
-    old, new = before.tables(), after.tables()
-    differ = [t for t in dict.fromkeys(old + new) if _lines(before, t) != _lines(after, t)]
-    dropped = tuple(t for t in differ if t not in new)
-    created = tuple(t for t in differ if t not in old)
-    # Each table is one transaction of its own, in the order of the text: the rules that accept
-    # untracked packets must be there before raw makes packets untracked, and go after it does not.
-    differ.sort(key=lambda table: table == "raw")
-    first = "".join(_table(before, t) if t in old else _empty(t) for t in reversed(differ))
-    second = "".join(_table(after, t) if t in new else _empty(t) for t in differ)
-    return first, second, dropped, created
+    universe = make_universe((before, after), before.family)
+    space = universe.space
+    widened: list[Told] = []
+    narrowed: list[Told] = []
+    for hook in PATHS:
+        old, new = accepted(universe, before, hook), accepted(universe, after, hook)
+        if old is new:
+            continue
+        more = space.both(space.without(new, old), _stray(universe))
+        less = space.both(space.without(old, new), _running(universe))
+        widened += _told(universe, hook, space.any_of(more, STATE))
+        narrowed += _told(universe, hook, space.any_of(less, STATE))
+    return Difference(tuple(widened), tuple(narrowed))
 
 
-def _lines(ruleset: RuleSet, table: str) -> list[str]:
-    return [line.text for line in ruleset.of_table(table) if line.kind != "comment"]
+def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:
+    """The packets that come through every table at *hook*."""
+    found: PacketSet = True
+    for table, chain in PATHS[hook]:
+        found = universe.space.both(found, _Walk(universe, ruleset, table).builtin(chain))
+    return found
 
 
-def _table(ruleset: RuleSet, table: str) -> str:
-    def text(line: Line) -> str:
-        return line.text + "\n"
+@dataclass
+class _Walk:
+    """One table walked for every packet at once."""
 
-    return "".join(text(x) for x in ruleset.of_table(table) if x.kind not in ("comment", "blank"))
+    universe: Universe
+    ruleset: RuleSet
+    table: str
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, tuple[PacketSet, PacketSet]] = {}
+
+    def builtin(self, chain: str) -> PacketSet:
+        """What a built-in chain accepts, its policy included."""
+        policy = self.ruleset.chains.get(self.table, {}).get(chain)
+        if policy is None:
+            return True
+        taken, left = self.chain(chain, ())
+        return taken if policy in REFUSING else self.universe.space.either(taken, left)
+
+    def chain(self, name: str, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet]:
+        """(accepted, come back to the caller) of the packets that enter *name*."""
+        if name in above:
+            return False, True  # the kernel refuses loops
+        if name not in self._known:
+            self._known[name] = self._walk(name, (*above, name))
+        return self._known[name]
+
+    def _walk(self, name: str, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet]:
+        space = self.universe.space
+        here: PacketSet = True
+        taken: PacketSet = False
+        returned: PacketSet = False
+        for line in self.ruleset.appended.get((self.table, name), ()):
+            hit = space.both(here, matched(self.universe, line.rule))
+            accepts, through, ends = self._target(line.rule, above)
+            taken = space.either(taken, space.both(hit, accepts))
+            if ends:
+                here = space.without(here, hit)
+                returned = space.either(returned, space.both(hit, through))
+            elif through is not True:
+                here = space.either(space.without(here, hit), space.both(hit, through))
+        return taken, space.either(here, returned)
+
+    def _target(self, rule: Rule, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet, bool]:
+        """(accepted, come through, whether the chain ends here) for a packet that *rule* matches."""
+        target = rule.target
+        if target in ENDING:
+            return True, False, True
+        if target in REFUSING:
+            return False, False, True
+        if target == "RETURN":
+            return False, True, True
+        if target in self.ruleset.chains.get(self.table, {}):
+            accepts, through = self.chain(target, above)
+            return accepts, through, rule.first("-g") is not None
+        return False, True, False
 
 
-def _empty(table: str) -> str:
-    chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in CHAINS[table])
-    return f"*{table}\n{chains}COMMIT\n"
+# --- which states a packet can be in ---------------------------------------------------
+
+
+def _by_part(universe: Universe, states: dict[str, tuple[str, ...]]) -> PacketSet:
+    """(packet, state) for every part of traffic; *states* maps a part's name or state to states."""
+    space = universe.space
+    found: PacketSet = False
+
+    def add(masks: Box, names: tuple[str, ...]) -> None:
+        nonlocal found
+        found = space.either(found, space.box({**masks, STATE: universe.state_mask(*names)}))
+
+    for part in TCP:
+        bits = sum(1 << flags for flags in part.flags)
+        add({PROTOCOL: universe.protocol_mask(6), DETAIL: bits}, states.get(part.name, states[part.state]))
+    listed = 0
+    icmp = universe.protocol_mask(universe.icmp)
+    for part in icmp_parts(universe.family)[:-1]:
+        listed |= 1 << part.icmp_type
+        add({PROTOCOL: icmp, DETAIL: 1 << part.icmp_type}, states.get(part.name, states["icmp " + part.state]))
+    add({PROTOCOL: icmp, DETAIL: space.full(DETAIL) & ~listed}, ("INVALID",))
+    rest = space.full(PROTOCOL) & ~(universe.protocol_mask(6) | icmp)
+    add({PROTOCOL: rest}, states["datagram"])
+    return found
+
+
+def _stray(universe: Universe) -> PacketSet:
+    """States of packets that belong to no connection; conntrack may pick up a stream midway (NEW)."""
+    return _by_part(universe, {
+        "NEW": ("NEW",), "ack": ("INVALID",), "rst": ("INVALID",), "INVALID": ("INVALID",), "ESTABLISHED": ("INVALID",),
+        "icmp NEW": ("NEW",), "icmp ESTABLISHED": ("INVALID",), "icmp RELATED": ("INVALID",),
+        "icmp UNTRACKED": ("UNTRACKED",), "datagram": ("NEW",),
+    })
+
+
+def _running(universe: Universe) -> PacketSet:
+    """States of packets that open a connection or belong to one."""
+    return _by_part(universe, {
+        "NEW": ("NEW",), "ESTABLISHED": ("ESTABLISHED",), "INVALID": (),
+        "icmp NEW": ("NEW",), "icmp ESTABLISHED": ("ESTABLISHED",), "icmp RELATED": ("RELATED",),
+        "icmp UNTRACKED": ("UNTRACKED",), "datagram": ("NEW", "ESTABLISHED"),
+    })
+
+
+# --- in words --------------------------------------------------------------------------
+
+
+def _told(universe: Universe, hook: str, found: PacketSet) -> list[Told]:
+    texts = list(dict.fromkeys(_words(universe, box, hook) for box in universe.space.boxes(found)))
+    if len(texts) > MOST_TOLD:
+        texts = [*texts[:MOST_TOLD], f"and {len(texts) - MOST_TOLD} more sets of packets"]
+    return [Told(hook, text) for text in texts if text]
+
+
+def _words(universe: Universe, box: Box, hook: str) -> str:
+    """One box in words: ``TCP segments with ACK or RST set to port 22 from 10.0.0.0/8``."""
+    words = [" or ".join(_kinds(universe, box))]
+    if not words[0]:
+        return ""
+    space = universe.space
+    for dimension, text in ((SPORT, "from port"), (DPORT, "to port")):
+        if dimension in box and box[dimension] != space.full(dimension):
+            words.append(f"{text} {_intervals(universe.ports, box[dimension], str)}")
+    for dimension, text in ((SOURCE, "from"), (DESTINATION, "to")):
+        if dimension in box and box[dimension] != space.full(dimension):
+            words.append(f"{text} {_addresses(universe, box[dimension])}")
+        elif dimension == (DESTINATION if hook == "OUTPUT" else SOURCE):
+            words.append(f"{text} anywhere")
+    for dimension, text in ((IN, "in by"), (OUT, "out by")):
+        if dimension in box and box[dimension] != space.full(dimension):
+            words.append(f"{text} {_interfaces(universe, box[dimension])}")
+    for dimension, mask in sorted(box.items()):
+        if dimension >= FIRST_OPEN:
+            condition = universe.open_conditions[dimension - FIRST_OPEN]
+            words.append(f"{'where' if mask == 2 else 'unless'} {condition!r} holds")
+    return ", ".join(words[:1]) + (" " + " ".join(words[1:]) if words[1:] else "")
+
+
+def _kinds(universe: Universe, box: Box) -> Iterator[str]:
+    """What kinds of packets *box* holds, by protocol and flags or type."""
+    protocols = box.get(PROTOCOL, universe.space.full(PROTOCOL))
+    detail = box.get(DETAIL, universe.space.full(DETAIL))
+    if protocols & universe.protocol_mask(6):
+        yield from _tcp_kinds(detail)
+    if protocols & universe.protocol_mask(17):
+        yield "UDP datagrams"
+    if protocols & universe.protocol_mask(universe.icmp):
+        yield from _icmp_kinds(universe, detail)
+    others = [n for at, n in enumerate(universe.protocols) if protocols >> at & 1 and n not in (6, 17, universe.icmp)]
+    if others:
+        yield f"packets of protocol {', '.join(str(n) for n in others)}"
+    if protocols >> len(universe.protocols) & 1:
+        yield "packets of other protocols"
+
+
+def _tcp_kinds(detail: int) -> Iterator[str]:
+    flags = {f for f in range(64) if detail >> f & 1}
+    if len(flags) == 64:
+        yield "TCP segments"
+        return
+    whole = [part for part in TCP if part.flags <= flags]
+    names = [part.name for part in whole]
+    if {"ack", "rst"} <= set(names):
+        yield "TCP segments with ACK or RST set"
+        whole = [part for part in whole if part.name not in ("ack", "rst")]
+    yield from (part.meaning for part in whole)
+    partly = flags - {f for part in TCP if part.flags <= flags for f in part.flags}
+    if partly:
+        yield f"TCP segments with flags {', '.join(_flag_text(f) for f in sorted(partly)[:8])}"
+
+
+def _flag_text(flags: int) -> str:
+    names = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
+    return "+".join(name for at, name in enumerate(names) if flags >> at & 1) or "none"
+
+
+def _icmp_kinds(universe: Universe, detail: int) -> Iterator[str]:
+    if detail == universe.space.full(DETAIL):
+        yield "ICMP messages"
+        return
+    listed = [part for part in icmp_parts(universe.family)[:-1] if detail >> part.icmp_type & 1]
+    yield from (part.meaning for part in listed)
+    other = detail & ~sum(1 << part.icmp_type for part in icmp_parts(universe.family)[:-1])
+    if other:
+        numbers = [str(n) for n in range(256) if other >> n & 1]
+        yield f"ICMP messages of type {', '.join(numbers)}" if len(numbers) < 6 else "ICMP messages of other types"
+
+
+def _runs(mask: int) -> Iterator[tuple[int, int]]:
+    """Runs of ones in *mask* as (first, end)."""
+    at = 0
+    while mask >> at:
+        if mask >> at & 1:
+            start = at
+            while mask >> at & 1:
+                at += 1
+            yield start, at
+        else:
+            at += 1
+
+
+def _intervals(cuts: tuple[int, ...], mask: int, name: type[str]) -> str:
+    spans = [(cuts[first], cuts[end] - 1) for first, end in _runs(mask)]
+    return ", ".join(name(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _addresses(universe: Universe, mask: int) -> str:
+    import ipaddress
+
+    make = ipaddress.IPv4Address if universe.family == "ipv4" else ipaddress.IPv6Address
+    spans = [(make(universe.addresses[a]), make(universe.addresses[b] - 1)) for a, b in _runs(mask)]
+    networks = [n for first, last in spans for n in ipaddress.summarize_address_range(first, last)]
+    if len(networks) <= 6:
+        return ", ".join(str(n) for n in networks)
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _interfaces(universe: Universe, mask: int) -> str:
+    names = [name for at, name in enumerate(universe.interfaces) if mask >> at & 1]
+    if mask >> len(universe.interfaces) & 1:
+        others = [name for name in universe.interfaces if name not in names]
+        return f"any interface but {', '.join(others)}" if others else "any interface"
+    return ", ".join(names)

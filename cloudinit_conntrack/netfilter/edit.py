@@ -17,6 +17,9 @@ _OF_MATCH = {
 }
 
 
+_NARROWED = frozenset(("-s", "-d", "--sport", "--dport", "--tcp-flags"))
+
+
 def without_state(rule: Rule) -> list[Option]:
     """The options that make up *rule*'s state matches."""
     return [
@@ -33,6 +36,7 @@ def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "
     """
     cut = without_state(rule)
     place = cut[0].start if cut else _target_start(rule)
+    cut += _superseded(rule, matches)
     own = rule.first("-p")
     if protocol and own is not None and (own.negated or own.value.lower() in ("all", "0", "any")):
         cut.append(own)
@@ -47,19 +51,25 @@ def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "
     return _with_counters(_edited(rule.text, cut, inserted), counters)
 
 
+def _superseded(rule: Rule, matches: str) -> list[Option]:
+    """The options of *rule* that *matches* says more narrowly."""
+    names = {word for word in matches.split() if word in _NARROWED}
+    return [o for o in rule.options if o.name in names or (o.name == "--syn" and "--tcp-flags" in names)]
+
+
 def _match_place(rule: Rule, matches: str, place: int, cut: Iterable[Option]) -> tuple[int, str]:
-    """Where *matches* (``-m tcp --tcp-flags ...``) goes: into the rule's own ``-m tcp``, if that is free."""
+    """Where *matches* (``-m tcp --tcp-flags ...``) goes: into the rule's own ``-m tcp``, where it has one.
+
+    A second ``-m tcp`` is lost when iptables-nft-save up to 1.8.9 prints the rule.
+    """
     words = matches.split(" ", 2)
     if words[0] != "-m" or words[1] not in _OF_MATCH:
         return place, matches
-    if rule.first("--tcp-flags", "--syn", *(w for w in words[2].split() if w.startswith("--"))) is not None:
-        return place, matches
+    named = [o for o in rule.options if o.name == "-m" and o.value == words[1]]
     mine = [o for o in rule.options if o.name in _OF_MATCH[words[1]] and o not in cut]
-    has_match = words[1] in rule.matches
-    multiport = "multiport" in rule.matches and not has_match
-    if not mine or multiport:
+    if not named and not mine:
         return place, matches
-    return mine[-1].end, words[2]
+    return (mine or named)[-1].end, words[2]
 
 
 def _target_start(rule: Rule) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from .replies import Reply
 from .ruleset import Rule
 
 FLAG_BITS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
@@ -30,6 +31,7 @@ class Part:
     *group* is ``tcp``, ``udp``, ``icmp`` or ``other``.  *options* selects the part within
     its group; an empty text means "the rest of the group", which cannot be selected.
     *rare* parts carry nothing that a host misses; they are never accepted on their own.
+    *reply* is what a part of UDP answers.
     """
 
     group: str
@@ -40,12 +42,42 @@ class Part:
     flags: frozenset[int] = frozenset()
     icmp_type: int = -1
     rare: bool = False
+    reply: Reply | None = None
+
+    @property
+    def stray(self) -> frozenset[str]:
+        """The states that conntrack gives these packets where they belong to no connection.
+
+        A plain ACK is NEW where connections are picked up midway (nf_conntrack_tcp_loose).
+        """
+        if self.name == "ack":
+            return frozenset(("NEW", "INVALID"))
+        if self.group == "udp" or self.state in ("NEW", "UNTRACKED"):
+            return frozenset(("NEW" if self.group == "udp" else self.state,))
+        return frozenset(("INVALID",))
 
 
 def flags_matching(mask: str, wanted: str) -> frozenset[int]:
     """The flag bytes (of 64) for which ``--tcp-flags mask wanted`` holds."""
     chosen, value = flag_bits(mask), flag_bits(wanted)
     return frozenset(flags for flags in ALL_FLAGS if flags & chosen == value)
+
+
+def flag_matches(flags: frozenset[int]) -> tuple[tuple[str, str], ...]:
+    """*flags* as ``--tcp-flags`` masks and values, which match each of them once.
+
+    One rule must not hold two of them: iptables-nft-save up to 1.8.9 prints the last only.
+    """
+    fixed = [bit for bit in FLAG_BITS.values() if len({byte & bit for byte in flags}) == 1]
+    if len(flags) == 1 << (len(FLAG_BITS) - len(fixed)):
+        return ((_names(sum(fixed)), _names(sum(fixed) & min(flags))),)
+    split = next(bit for bit in FLAG_BITS.values() if bit not in fixed)
+    with_bit = frozenset(byte for byte in flags if byte & split)
+    return flag_matches(with_bit) + flag_matches(flags - with_bit)
+
+
+def _names(bits: int) -> str:
+    return ",".join(name for name, bit in FLAG_BITS.items() if bits & bit) or "NONE"
 
 
 def flag_bits(names: str) -> int:
@@ -98,6 +130,7 @@ def icmp_parts(family: str) -> tuple[Part, ...]:
             part(n, "UNTRACKED", f"neighbour and listener discovery (type {n})")
             for n in (130, 131, 132, 133, 134, 135, 136, 143)
         ]
+        found += [part(139, "NEW", "ICMPv6 node queries", True), part(140, "ESTABLISHED", "ICMPv6 node answers", True)]
     found.append(Part("icmp", "rest", "INVALID", "", "ICMP messages of other types", rare=True))
     return tuple(found)
 

@@ -7,6 +7,7 @@ going to a port that this host uses for requests.  The ports are those that the 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -154,10 +155,70 @@ def named_ports(rule: Rule, *options: str) -> list[Ports]:
     for option in rule.all(*options):
         if option.negated:
             continue
-        for item in option.value.split(","):
-            first, _, last = item.partition(":")
-            start = port_number(first) if first else 0
-            end = port_number(last) if last else (65535 if ":" in item else start)
-            if start is not None and end is not None and start <= end:
-                found.append((start, end))
+        found += [ports for item in option.value.split(",") if (ports := port_range(item))]
     return found
+
+
+def port_range(text: str) -> Ports | None:
+    """``80``, ``8000:8010``, ``:1023`` or a known name as a range."""
+    first, _, last = text.partition(":")
+    start = port_number(first) if first else 0
+    end = port_number(last) if last else (65535 if ":" in text else start)
+    return (start, end) if start is not None and end is not None and start <= end else None
+
+
+def narrowed(rule: Rule, reply: Reply) -> str | None:
+    """The options that make *rule* match *reply* only, in place of its own of the same names.
+
+    ``None`` where no packet can match both.
+    """
+    options = [
+        _narrowed_address(rule, "-s", reply.source),
+        _narrowed_address(rule, "-d", reply.destination),
+        _narrowed_port(rule, "--sport", reply.sport),
+        _narrowed_port(rule, "--dport", reply.dport),
+    ]
+    found = [option for option in options if option]
+    if None in options:
+        return None
+    own = [option for option in found if option.startswith("--")]
+    return " ".join([o for o in found if o[:2] in ("-s", "-d")] + (["-m udp"] if own else []) + own
+                    + [o for o in found if o[:2] == "-m"])
+
+
+def _narrowed_address(rule: Rule, name: str, wanted: str) -> str | None:
+    own = rule.first(name)
+    if own is None or not wanted:
+        return f"{name} {wanted}" if wanted else ""
+    try:
+        mine, theirs = ipaddress.ip_network(own.value, False), ipaddress.ip_network(wanted, False)
+    except ValueError:
+        return ""  # a name or a list: the rule's own address is narrow enough
+    inside = theirs.prefixlen >= mine.prefixlen and theirs.overlaps(mine)
+    if own.negated:
+        return None if inside else ("" if theirs.overlaps(mine) else f"{name} {wanted}")
+    return f"{name} {wanted}" if inside else ("" if theirs.overlaps(mine) else None)
+
+
+def _narrowed_port(rule: Rule, name: str, wanted: Ports | None) -> str | None:
+    if wanted is None:
+        return ""
+    lists = [ports for option in rule.all(f"{name}s") if not option.negated for ports in named_ports(rule, option.name)]
+    if lists and not any(_common(ports, wanted) for ports in lists):
+        return None
+    apart = f"-m multiport {name}s {ports_text(wanted)}"  # a second --dport would be lost by iptables-nft-save
+    own = rule.all(name)
+    if not own:
+        return f"{name} {ports_text(wanted)}"
+    mine = port_range(own[0].value)
+    if mine is None or len(own) > 1:
+        return apart
+    common = _common(mine, wanted)
+    if own[0].negated:
+        return f"{name} {ports_text(wanted)}" if common is None else (None if common == wanted else apart)
+    return f"{name} {ports_text(common)}" if common else None
+
+
+def _common(one: Ports, two: Ports) -> Ports | None:
+    first, last = max(one[0], two[0]), min(one[1], two[1])
+    return (first, last) if first <= last else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .parts import OTHER, TCP, UDP_REST, Part, flags_of, groups_of, icmp_parts, icmp_type_of
-from .replies import Ports, Reply, named_ports
+from .parts import OTHER, TCP, UDP_REST, Part, flag_matches, flags_of, groups_of, icmp_parts, icmp_type_of
+from .replies import Reply, narrowed
 from .ruleset import Rule
 
 # Targets that end a packet's way through the table.
@@ -27,7 +27,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a rule shall match; *chosen* are the parts that it will match.
+    """What a rule shall match: *chosen* parts.  *matched* are those that it does match, with
+    what goes along; *missed* are those that get to it and are not matched.
 
     ``beside``: *pieces* are the rules to write, side by side.  ``shared``: the same, but one
     rule must serve them all, since it counts.  ``around``: *pieces* are what must go around
@@ -37,6 +38,8 @@ class Selection:
     form: str
     pieces: tuple[Piece, ...]
     chosen: tuple[Part, ...] = ()
+    matched: tuple[Part, ...] = ()
+    missed: tuple[Part, ...] = ()
 
 
 def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part, ...]:
@@ -47,7 +50,7 @@ def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part
         allowed = flags_of(rule)
         found += [part for part in TCP if part.flags & allowed]
     if "udp" in groups:
-        found += [reply_part(r) for r in replies if not _apart(rule, r)] + [UDP_REST]
+        found += [reply_part(r) for r in replies if narrowed(rule, r) is not None] + [UDP_REST]
     if "icmp" in groups:
         wanted = icmp_type_of(rule, family)
         listed = icmp_parts(family)
@@ -59,19 +62,9 @@ def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part
 
 
 def reply_part(reply: Reply) -> Part:
-    """UDP replies as a part of traffic; the addresses stand before a ``|``."""
-    return Part("udp", f"{reply.addresses}|{reply.options}", "ESTABLISHED", reply.options, reply.meaning)
-
-
-def _apart(rule: Rule, reply: Reply) -> bool:
-    """Whether no packet can match both."""
-    return _disjoint(named_ports(rule, "--sport", "--sports"), reply.sport) or (
-        reply.dport is not None and _disjoint(named_ports(rule, "--dport", "--dports"), reply.dport)
-    )
-
-
-def _disjoint(ranges: list[Ports], wanted: Ports) -> bool:
-    return bool(ranges) and all(last < wanted[0] or wanted[1] < first for first, last in ranges)
+    """UDP replies as a part of traffic."""
+    name = f"{reply.addresses} {reply.options}".strip()
+    return Part("udp", name, "ESTABLISHED", reply.options, reply.meaning, reply=reply)
 
 
 def select(
@@ -89,14 +82,25 @@ def select(
     """
     accepts = rule.target == "ACCEPT"
     chosen, refused = _sort(rule, parts, states, decided, accepts)
+    here = tuple(part for part in parts if part.name not in decided)
     if not chosen:
-        return Selection("beside", ())
+        return Selection("beside", (), missed=here)
     pieces = _pieces(rule, family, parts, chosen, refused)
     if pieces is None:
         around = tuple(p for group in _groups(refused) for p in _listed(rule, family, group))
-        return Selection("around", around, chosen)
-    counting = len(pieces) > 1 and any(name in COUNTING for name in rule.matches)
-    return Selection("shared" if counting else "beside", pieces, chosen)
+        return Selection("around", around, chosen, tuple(p for p in here if p not in refused), refused)
+    # what a RETURN counts is not worth a block: each of the rules counts for itself then
+    counting = len(pieces) > 1 and rule.target != "RETURN" and any(name in COUNTING for name in rule.matches)
+    matched = tuple(part for part in here if any(_covers(piece, part, family) for piece in pieces))
+    missed = tuple(part for part in here if part not in matched)
+    return Selection("shared" if counting else "beside", pieces, chosen, matched, missed)
+
+
+def _covers(piece: Piece, part: Part, family: str) -> bool:
+    if part in piece.parts or (not piece.matches and not piece.protocol):
+        return True
+    whole = piece.protocol == _protocol(part.group, family) or (piece.protocol == "! tcp" and part.group != "tcp")
+    return whole and not piece.matches
 
 
 def _sort(
@@ -165,20 +169,20 @@ def _listed(rule: Rule, family: str, parts: tuple[Part, ...]) -> tuple[Piece, ..
     found: list[Piece] = []
     for part in parts:
         protocol = _protocol(part.group, family)
-        found.append(Piece(protocol, _matches(rule, family, part), (part,)))
+        found += [Piece(protocol, matches, (part,)) for matches in _matches(rule, family, part)]
     return tuple(found)
 
 
-def _matches(rule: Rule, family: str, part: Part) -> str:
+def _matches(rule: Rule, family: str, part: Part) -> tuple[str, ...]:
     if part.group == "tcp":
-        return "" if flags_of(rule) <= part.flags else f"-m tcp {part.options}"
+        allowed = flags_of(rule)
+        if allowed <= part.flags:
+            return ("",)
+        return tuple(f"-m tcp --tcp-flags {mask} {value}" for mask, value in flag_matches(allowed & part.flags))
     if part.group == "icmp":
         known = icmp_type_of(rule, family) == part.icmp_type
-        return "" if known or not part.options else f"-m {MATCH_OF_ICMP[family]} {part.options}"
-    if part.group == "udp" and part.options:
-        addresses = part.name.split("|")[0]
-        return f"{addresses} -m udp {part.options}".strip()
-    return ""
+        return ("" if known or not part.options else f"-m {MATCH_OF_ICMP[family]} {part.options}",)
+    return (narrowed(rule, part.reply) or "",) if part.reply else ("",)
 
 
 def settled(rule: Rule, parts: tuple[Part, ...], states: frozenset[str] | None) -> frozenset[str]:

@@ -9,13 +9,14 @@ conntrack is a blocker; nothing is dropped silently.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import edit, selection, stateful
+from .iptables import parse_rule
 from .parts import Part
 from .replies import Ports, Reply, UdpFlow, replies_by_hook
 from .ruleset import HOOKS, Line, Rule, RuleSet
-from .untracked import Exemption, exemptions
+from .untracked import Exemption, exemptions, may_meet, seen_by
 
 DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 CHAIN_PREFIX = "stateless-"
@@ -162,6 +163,11 @@ def _keep(work: _Work, line: Line) -> None:
     work.lines.append(line)
     if line.rule.command == "-A" and line.rule.target in selection.FINAL:
         _settle(work, line, None)
+    elif line.rule.command in _REMOVING:
+        work.decided.clear()  # what settled something may be gone
+
+
+_REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 
 
 def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
@@ -205,9 +211,14 @@ def _rewrite_states(work: _Work, line: Line) -> None:
         return
     replies = _replies_for(work, line)
     parts = selection.parts_for(rule, work.ruleset.family, replies)
-    decided = work.decided.get((line.table, line.chain), frozenset())
+    # an inserted rule stands before those that settled something
+    decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
     chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
-    texts = _texts(work, line, chosen)
+    exempt = _around(work, line, states, chosen)
+    if any(exemption.options is None for exemption in exempt):
+        _block_untracked(work, line, next(e for e in exempt if e.options is None))
+        return
+    texts = _texts(work, line, chosen, exempt)
     if texts is None:
         return
     if "UNTRACKED" in states:
@@ -220,9 +231,26 @@ def _rewrite_states(work: _Work, line: Line) -> None:
         _settle(work, line, states)
 
 
-def _texts(work: _Work, line: Line, chosen: selection.Selection) -> list[str] | None:
+def _around(
+    work: _Work, line: Line, states: frozenset[str], chosen: selection.Selection
+) -> tuple[Exemption, ...]:
+    """The exemptions whose packets, in none of the rule's states until now, must go around it.
+
+    Not around an ACCEPT of what belongs to connections: that is a widening, and told as one.
+    """
     rule = line.rule
-    if chosen.form == "beside":
+    if "UNTRACKED" in states or not chosen.matched or rule.target in _WATCHING:
+        return ()
+    if rule.target == "ACCEPT" and states <= {"ESTABLISHED", "RELATED"}:
+        return ()
+    return tuple(e for e in _exemptions(work, line) if may_meet(rule, parse_rule(e.rule), work.ruleset.family))
+
+
+def _texts(
+    work: _Work, line: Line, chosen: selection.Selection, exempt: tuple[Exemption, ...]
+) -> list[str] | None:
+    rule = line.rule
+    if chosen.form == "beside" and not exempt:
         return [
             edit.rebuilt(rule, piece.protocol, piece.matches, rule.counters if len(chosen.pieces) == 1 else "[0:0]")
             for piece in chosen.pieces
@@ -231,20 +259,22 @@ def _texts(work: _Work, line: Line, chosen: selection.Selection) -> list[str] | 
         _block(work, line, "what it matches takes a chain of its own, and it leaves its chain",
                "put what it decides into a user chain and jump there")
         return None
-    return _own_chain(work, line, chosen)
+    return _own_chain(work, line, chosen, exempt)
 
 
-def _own_chain(work: _Work, line: Line, chosen: selection.Selection) -> list[str]:
+def _own_chain(
+    work: _Work, line: Line, chosen: selection.Selection, exempt: tuple[Exemption, ...]
+) -> list[str]:
     """Write the rule into a chain of its own: behind RETURNs, or as one rule for many pieces."""
     chain = _new_chain(work, line.table)
     final = edit.moved(line.rule, chain, edit.rebuilt(line.rule))
-    if chosen.form == "around":
-        returns = [_plain(chain, piece, "RETURN") for piece in chosen.pieces]
-        work.new_chains[line.table] += [f":{chain} - [0:0]", *returns, final]
-        return [_plain(line.chain, selection.Piece(_own_protocol(line.rule), "", ()), chain)]
-    work.new_chains[line.table] += [f":{chain} - [0:0]", final]
     own = _own_protocol(line.rule)
-    return [_plain(line.chain, selection.Piece(p.protocol or own, p.matches, ()), chain) for p in chosen.pieces]
+    returns = [_plain(chain, selection.Piece("", e.options or "", ()), "RETURN") for e in exempt]
+    if chosen.form == "around":
+        returns += [_plain(chain, piece, "RETURN") for piece in chosen.pieces]
+        return [*returns, final, _plain(line.chain, selection.Piece(own, "", ()), chain)]
+    jumps = [_plain(line.chain, selection.Piece(p.protocol or own, p.matches, ()), chain) for p in chosen.pieces]
+    return [*returns, final, *jumps]
 
 
 def _own_protocol(rule: Rule) -> str:
@@ -262,30 +292,32 @@ def _plain(chain: str, piece: selection.Piece, target: str) -> str:
 
 def _new_chain(work: _Work, table: str) -> str:
     made = work.new_chains.setdefault(table, [])
-    taken = set(work.ruleset.chains.get(table, {})) | {text.split()[0][1:] for text in made if text[0] == ":"}
+    taken = {*work.ruleset.chains.get(table, {}), *made}
     number = 1
     while f"{CHAIN_PREFIX}{number}" in taken:
         number += 1
-    return f"{CHAIN_PREFIX}{number}"
+    made.append(f"{CHAIN_PREFIX}{number}")
+    return made[-1]
 
 
 def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
     """The rules that stand for UNTRACKED: one for each exemption that the raw table grants."""
-    hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
-    found = [e for hook in ("PREROUTING", "OUTPUT") if _sees(hook, hooks) for e in work.exempt.get(hook, ())]
     texts: list[str] = []
-    for exemption in dict.fromkeys(found):
+    for exemption in _exemptions(work, line):
         if exemption.options is None or edit_conflict(line.rule, exemption):
-            _block(work, line, f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
-                   "name the ports in this rule instead of the state")
+            _block_untracked(work, line, exemption)
             return None
         texts.append(edit.rebuilt(line.rule, "", exemption.options))
     return texts
 
 
-def _sees(raw_hook: str, hooks: tuple[str, ...]) -> bool:
-    local = raw_hook == "OUTPUT"
-    return any((hook in ("OUTPUT", "POSTROUTING")) == local or hook == "POSTROUTING" for hook in hooks)
+def _exemptions(work: _Work, line: Line) -> tuple[Exemption, ...]:
+    return seen_by(work.exempt, work.ruleset.hooks.get((line.table, line.chain), HOOKS))
+
+
+def _block_untracked(work: _Work, line: Line, exemption: Exemption) -> None:
+    _block(work, line, f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
+           "name the ports in this rule instead of the state")
 
 
 def edit_conflict(rule: Rule, exemption: Exemption) -> bool:
@@ -297,7 +329,7 @@ def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str
     if line.rule.command == "-I" and len(texts) > 1:
         _block(work, line, "an inserted rule (-I) would become several", "save the rules with iptables-save first")
         return
-    work.lines.extend(Line(line.number, text, "rule", line.table, line.chain) for text in texts)
+    work.lines.extend(replace(line, text=text, chain=parse_rule(text).chain) for text in texts)
     work.changes.append(Change(line.number, line.text, tuple(texts), reason, widens))
 
 
@@ -327,26 +359,25 @@ def described(parts: Sequence[Part]) -> str:
     return "; ".join(texts)
 
 
+_WATCHING = frozenset(("", "LOG", "NFLOG", "ULOG"))
+
+
 def _widening(rule: Rule, states: frozenset[str], chosen: selection.Selection) -> str | None:
-    """Which packets an ACCEPT lets in, or a DROP lets pass, that belong to no connection."""
-    if rule.target in ("DROP", "REJECT"):
-        strays = "segments with ACK or RST set and ICMP messages" if rule.first("-p") is None else "packets"
-        return f"{strays} that belong to no connection are not refused here" if states & _STRAY else None
-    if rule.target in ("LOG", "NFLOG", "ULOG", "NFQUEUE") or not chosen.chosen:
+    """Which packets of no connection the rule lets in now, or does not stop any more."""
+    if rule.target in _WATCHING:
         return None
-    wide = [p for p in chosen.chosen if p.state != "NEW" and not _new_anyway(p, states)]
-    if not wide:
-        return None
-    verb = "accepted" if rule.target == "ACCEPT" else f"sent to {rule.target}"
-    return f"{described(wide)} that belong to no connection are {verb}"
-
-
-# States in which conntrack puts what belongs to no connection (NEW: it picks up streams midway).
-_STRAY = frozenset(("NEW", "INVALID"))
-
-
-def _new_anyway(part: Part, states: frozenset[str]) -> bool:
-    return part.group == "udp" and "NEW" in states
+    refuses = rule.target in ("DROP", "REJECT")
+    accepts = rule.target == "ACCEPT"
+    gained = () if refuses else tuple(p for p in chosen.matched if not p.stray <= states)
+    lost = () if accepts else tuple(p for p in chosen.missed if p.stray & states)
+    told = []
+    if gained:
+        told.append(f"{described(gained)} that belong to no connection are "
+                    + ("accepted" if accepts else f"sent to {rule.target}"))
+    if lost:
+        told.append(f"{described(lost)} that belong to no connection are "
+                    + ("not refused here" if refuses else f"not sent to {rule.target}"))
+    return "; ".join(told) or None
 
 
 def _drop_nat_table(work: _Work) -> None:
@@ -361,10 +392,8 @@ def _drop_nat_table(work: _Work) -> None:
 
 
 def _declare_chains(work: _Work) -> None:
-    for table, texts in work.new_chains.items():
-        declared = [i for i, x in enumerate(work.lines) if x.table == table and x.kind in ("table", "chain")]
-        at = declared[-1] + 1
-        number = work.lines[declared[-1]].number
-        chains = [Line(number, t, "chain", table, t.split()[0][1:]) for t in texts if t.startswith(":")]
-        rules = [Line(number, t, "rule", table, t.split()[1]) for t in texts if not t.startswith(":")]
-        work.lines[at:at] = chains + rules
+    """Declare our chains behind the table's own; their rules stand before the first jump to them."""
+    for table, chains in work.new_chains.items():
+        at = max(i for i, x in enumerate(work.lines) if x.table == table and x.kind in ("table", "chain"))
+        number = work.lines[at].number
+        work.lines[at + 1 : at + 1] = [Line(number, f":{c} - [0:0]", "chain", table, c) for c in chains]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from .parts import groups_of
+from .replies import named_ports
 from .ruleset import Option, Rule, RuleSet
 from .stateful import is_notrack
 
@@ -43,3 +46,32 @@ def _exemption(rule: Rule, plain: bool) -> Exemption:
 
 def _is_comment(option: Option) -> bool:
     return option.name == "-m" and option.value == "comment"
+
+
+def seen_by(found: Mapping[str, tuple[Exemption, ...]], hooks: tuple[str, ...]) -> tuple[Exemption, ...]:
+    """The exemptions of the packets that a chain reached from *hooks* sees.
+
+    Those that hold on one of its ways only cannot be told from the packet (*options* ``None``).
+    """
+    ways = [raw for raw, seen in _SEEN.items() if seen & set(hooks)]
+    every = dict.fromkeys(exemption for raw in ways for exemption in found.get(raw, ()))
+    granted = [{exemption.options for exemption in found.get(raw, ())} for raw in ways]
+    return tuple(e if all(e.options in options for options in granted) else replace(e, options=None) for e in every)
+
+
+_SEEN = {
+    "PREROUTING": frozenset(("PREROUTING", "INPUT", "FORWARD", "POSTROUTING")),
+    "OUTPUT": frozenset(("OUTPUT", "POSTROUTING")),
+}
+
+
+def may_meet(one: Rule, two: Rule, family: str) -> bool:
+    """Whether a packet can match both rules, as far as protocols and ports tell."""
+    if not set(groups_of(one, family)) & set(groups_of(two, family)):
+        return False
+    return all(_share(one, two, name) for name in ("--sport", "--dport"))
+
+
+def _share(one: Rule, two: Rule, name: str) -> bool:
+    first, second = (named_ports(rule, name, f"{name}s") for rule in (one, two))
+    return not first or not second or any(a <= d and c <= b for a, b in first for c, d in second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from machines import Machine, machine
 from stateful_host import save_rules
 
-PRODUCT = Path(os.environ.get("STANDIN", Path(__file__).parents[2]))
+PRODUCT = Path(__file__).parents[2]
 MODULE = PRODUCT / "cc_conntrack.py"
 PACKAGE = PRODUCT / "cloudinit_conntrack"
 

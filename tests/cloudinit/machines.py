@@ -165,4 +165,7 @@ def _kept(command: Sequence[str]) -> Iterator[int]:
             yield process.pid
         finally:
             process.stdin.close()
-            process.wait(timeout=20)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()

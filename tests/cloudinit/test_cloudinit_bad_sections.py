@@ -51,10 +51,7 @@ BAD = {
         "{mode: stateless, flows: {backends: [{port: 80, address: 10.0.0.0/33}]}}",
         "conntrack.flows.backends[0].address",
     ),
-    "haproxy-relative": ("{mode: stateless, flows: {haproxy_cfg: haproxy.cfg}}", "conntrack.flows.haproxy_cfg"),
-    "haproxy-not-there": (
-        "{mode: stateless, flows: {haproxy_cfg: /etc/haproxy/haproxy.cfg}}", "conntrack.flows.haproxy_cfg",
-    ),
+    "haproxy-relative": ("{mode: stateless, flows: {haproxy_cfg: h.cfg}}", "conntrack.flows.haproxy_cfg"),
     "notrack-without-flows": ("{mode: notrack}", "conntrack.flows"),
     "all-in-another-mode": ("{mode: stateless, flows: {all: true}}", "conntrack.flows.all"),
     "fallback-in-another-mode": ("{mode: stateless, fallback: notrack}", "conntrack.fallback"),

@@ -6,7 +6,17 @@ from chroots import Suite
 from installation import DIST_PACKAGES
 from machines import Boot, Machine
 from stages import Outcome, run_stages, seed
-from stateful_host import SAVED_V6, SECTION, Firewall, files_below, firewall, load_rules, tracked
+from stateful_host import (
+    RULES_V4,
+    SAVED_V4,
+    SAVED_V6,
+    SECTION,
+    Firewall,
+    files_below,
+    firewall,
+    load_rules,
+    tracked,
+)
 
 # runcmd is of our stage and comes after us; what it writes runs in the final stage.
 USER_DATA = "#cloud-config\nruncmd: [[touch, /the-others-ran]]\n"
@@ -15,6 +25,17 @@ DROP_IN = "/etc/cloud/cloud.cfg.d/95_conntrack.cfg"
 # The second: 26.2's unit may miss its stage's answer (the process closes the socket with
 # the unit's newline unread, which nc takes for an error) and then ends with 0.
 FAILED_CODES = ((0, 0, 1, 0), (0, 0, 0, 0))
+
+# Nobody asked for its removal, and stateless is what it cannot be.
+NAT = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A POSTROUTING -o lo -s 192.0.2.0/24 -j MASQUERADE
+COMMIT
+"""
 
 OURS_IN_ETC = ("iptables", "modprobe.d", "default", "systemd")
 
@@ -56,6 +77,18 @@ def test_a_failed_apply_is_undone_told_and_tried_again(suite: Suite, installed: 
         assert outcome.warnings == ()
         assert firewall(boot).stateful == []
         assert not tracked(boot)
+
+
+def test_a_blocked_plan_is_an_error_and_changes_nothing(suite: Suite, installed: Machine) -> None:
+    with installed.boot() as boot:
+        give(boot)
+        boot.write(SAVED_V4, RULES_V4 + NAT)
+        load_rules(boot)
+        before = _looks(boot)
+        outcome = run_stages(boot, suite.single_process)
+        assert_failed(outcome, "nat", "POSTROUTING")
+        assert _looks(boot) == before
+        assert tracked(boot)
 
 
 def test_without_the_package_only_the_module_fails(suite: Suite, installed: Machine) -> None:

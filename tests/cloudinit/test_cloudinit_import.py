@@ -9,7 +9,6 @@ from chroots import Suite
 from installation import MODULE
 from machines import Machine
 
-
 # What importing the module brings in, with cloud-init's loader having done its part or not.
 IMPORTED = """
 import json, sys

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, Iterator, List
 
-import guest_image
-import layer
 import pytest
-from full_guest import FullGuest
 
-NewGuest = Callable[[str], FullGuest]
+from . import guest_image, layer
+from .full_guest import FullGuest, NewGuest
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +20,7 @@ def image() -> Path:
 @pytest.fixture
 def new_guest(image: Path, tmp_path: Path) -> Iterator[NewGuest]:
     """Makes full guests from user-data, our package installed; ends them after the test."""
-    guests: List[FullGuest] = []
+    guests: list[FullGuest] = []
 
     def make(user_data: str) -> FullGuest:
         tree = tmp_path / f"layer{len(guests)}"

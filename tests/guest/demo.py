@@ -9,20 +9,21 @@ outside, never with our own ``verify``.  Exits 0 when every check is ok, else 1.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Callable, List, Tuple
+from typing import Callable
 
-import guest_image
-import layer
-from full_guest import FullGuest
-from uml import CHECKOUT, GuestError
+from . import guest_image, layer
+from .full_guest import FullGuest
+from .uml import CHECKOUT, GuestError, Ran
 
 TOOLS = (
     ("linux.uml", "user-mode-linux"),
@@ -49,7 +50,15 @@ find /etc/sysconfig /etc/modprobe.d /etc/modules-load.d /etc/haproxy /etc/defaul
 find /etc/sysconfig /etc/modprobe.d /etc/modules-load.d /etc/haproxy /etc/default /etc/systemd/system \
     -type f -exec sha256sum {} + | sort
 """
+CHANGED = {
+    "/etc/modprobe.d/00-cloudinit-conntrack.conf",
+    "/etc/sysconfig/ip6tables",
+    "/etc/sysconfig/iptables",
+    "/etc/sysconfig/iptables-config",
+}
 RULES = "iptables-save; ip6tables-save"
+# cc_conntrack's own words in cloud-init's log: one line for each thing it did.
+DONE = r"sed -n 's/.*cc_conntrack.py\[INFO\]: conntrack: //p' /var/log/cloud-init.log"
 
 
 class Demo:
@@ -57,7 +66,7 @@ class Demo:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.failed: List[str] = []
+        self.failed: list[str] = []
         self.checks = 0
         self._colour = sys.stdout.isatty()
 
@@ -89,7 +98,7 @@ class Client(threading.Thread):
         self._pause = pause
         self._stop_now = threading.Event()
         self.done = 0
-        self.failures: List[str] = []
+        self.failures: list[str] = []
 
     def run(self) -> None:
         """Thread body."""
@@ -107,7 +116,7 @@ class Client(threading.Thread):
         self.join(30)
 
 
-def page(guest: FullGuest, version: int, port: int = 80) -> Tuple[str, str]:
+def page(guest: FullGuest, version: int, port: int = 80) -> tuple[str, str]:
     """Fetch the page from outside: (answer, "") or ("", error)."""
     try:
         answer = guest.http(port, version)
@@ -153,8 +162,8 @@ def before(demo: Demo, guest: FullGuest) -> None:
 
 def after(demo: Demo, guest: FullGuest) -> None:
     """No trace of connection tracking, and everything that worked still works."""
-    status = guest.run("cloud-init status --long")
-    demo.check("cloud-init is content", "status: done" in status.stdout, first_line(status.stdout, "status:"))
+    result = guest.check("cat /run/cloud-init/result.json")
+    demo.check("cloud-init met no error", json.loads(result)["v1"]["errors"] == [], " ".join(result.split()))
     modules = guest.check(MODULES).split()
     demo.check("no conntrack module is loaded", not modules, " ".join(modules) or "none in /proc/modules")
     proc = guest.run("ls /proc/net/nf_conntrack /sys/module/nf_conntrack")
@@ -175,15 +184,21 @@ def after(demo: Demo, guest: FullGuest) -> None:
     demo.check("no unit failed", not failed.strip(), failed or "none")
     reachable(demo, guest)
     again = guest.run("cloudinit-conntrack verify", 120)
-    demo.check("cloudinit-conntrack verify", again.ok, again.output)
+    demo.check("cloudinit-conntrack verify", again.ok, headline(again))
 
 
-def first_line(text: str, start: str) -> str:
-    """The first line of *text* that starts with *start*, or all of it."""
-    return next((line for line in text.splitlines() if line.startswith(start)), text)
+def headline(ran: Ran) -> str:
+    """What a command of ours says first; all it says when it failed."""
+    return ran.stdout.split("\n")[0] if ran.ok else ran.output
 
 
-def without_counters(rules: str) -> List[str]:
+def changed_files(before: str, now: str) -> list[str]:
+    """Paths with another content, mode, owner or time in one of two :data:`FILES` outputs."""
+    lines = set(before.splitlines()) ^ set(now.splitlines())
+    return sorted({word for line in lines for word in line.split() if word.startswith("/")})
+
+
+def without_counters(rules: str) -> list[str]:
     """An iptables-save text without its comments (they hold the time) and counters."""
     return [line.split(" [")[0] for line in rules.splitlines() if not line.startswith("#")]
 
@@ -198,16 +213,14 @@ def install_tools(demo: Demo) -> None:
         demo.say(f"installing {' '.join(missing)}")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
         for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *missing]):
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=600, check=False
-            )
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode:
                 raise GuestError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
     if not Path("/dev/net/tun").exists():
         subprocess.run(["modprobe", "tun"], capture_output=True, timeout=30, check=False)
 
 
-def first_boot(demo: Demo, guest: FullGuest) -> Tuple[str, str]:
+def first_boot(demo: Demo, guest: FullGuest) -> tuple[str, str]:
     """Boot, look, let cloud-init go on, look again; gives the files and rules as they were."""
     demo.say("boot 1: Debian, systemd, cloud-init with examples/seed-centos.yaml")
     guest.boot()
@@ -227,9 +240,13 @@ def first_boot(demo: Demo, guest: FullGuest) -> Tuple[str, str]:
     demo.check(
         "no request failed meanwhile", not client.failures, "\n".join(client.failures) or f"{client.done} requests"
     )
+    for line in guest.check(DONE).splitlines():
+        demo.say("    " + textwrap.shorten(line, 110, placeholder=" ..."))
+    changed = changed_files(files, guest.check(FILES))
+    demo.check("files that changed", set(changed) == CHANGED, ", ".join(changed))
     after(demo, guest)
     again = guest.run("cloudinit-conntrack apply -c /var/lib/cloud/seed/nocloud/user-data", 120)
-    demo.check("a second apply", again.ok and "nothing to do" in again.output, again.output)
+    demo.check("a second apply", again.ok and "nothing to do" in again.stdout, headline(again))
     return files, rules
 
 
@@ -248,12 +265,10 @@ def revert(demo: Demo, guest: FullGuest, files: str, rules: str) -> None:
     """Everything back, byte for byte."""
     demo.say("REVERT")
     done = guest.run("cloudinit-conntrack revert", 120)
-    demo.check("cloudinit-conntrack revert", done.ok, done.output)
-    changed = sorted(set(files.splitlines()) ^ set(guest.check(FILES).splitlines()))
-    count = len(files.splitlines()) // 2
-    demo.check(
-        "files are as before, byte for byte", not changed, "\n".join(changed) or f"{count} files: bytes, mode, owner, time"
-    )
+    demo.check("cloudinit-conntrack revert", done.ok, headline(done))
+    changed = changed_files(files, guest.check(FILES))
+    seen = "\n".join(changed) or f"{files.count('mode=')} files: content, mode, owner, time"
+    demo.check("files are as before, byte for byte", not changed, seen)
     difference = sorted(set(without_counters(rules)) ^ set(without_counters(guest.check(RULES))))
     demo.check("rules are as before", not difference, "\n".join(difference) or "both families")
     modules = guest.check(MODULES).split()

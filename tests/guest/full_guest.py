@@ -14,11 +14,11 @@ import select
 import shutil
 import socket
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Iterator, Optional, Type
 
-from uml import GuestError, Process, Ran, require_uml
+from .uml import GuestError, Process, Ran, require_uml
 
 OUTSIDE = {4: "10.93.0.1", 6: "fd93::1"}
 ADDRESS = {4: "10.93.0.2", 6: "fd93::2"}
@@ -53,7 +53,7 @@ class FullGuest:
     ``with`` statement: leaving that ends the guest and frees everything.
     """
 
-    def __init__(self, image: Path, work: Path, user_data: str, layer: Optional[Path] = None) -> None:
+    def __init__(self, image: Path, work: Path, user_data: str, layer: Path | None = None) -> None:
         require_uml()
         self.image = image
         self.work = work
@@ -64,8 +64,8 @@ class FullGuest:
             shutil.copytree(layer, self.layer, symlinks=True)
         self.boots = 0
         self._count = 0
-        self._process: Optional[Process] = None
-        self._line: Optional[socket.socket] = None
+        self._process: Process | None = None
+        self._line: socket.socket | None = None
         self._unread = b""
         self.put("/var/lib/cloud/seed/nocloud/user-data", user_data)
         self.put("/var/lib/cloud/seed/nocloud/meta-data", "instance-id: guest-1\nlocal-hostname: guest\n")
@@ -76,7 +76,7 @@ class FullGuest:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], where: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.kill()
 
@@ -218,3 +218,6 @@ class FullGuest:
     def _trouble(self, what: str) -> GuestError:
         tail = self._process.tail() if self._process else ""
         return GuestError(f"{what}; its console ends:\n{tail}")
+
+
+NewGuest = Callable[[str], FullGuest]  # the fixture: from user-data to a guest that is not booted yet

@@ -15,9 +15,9 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, Tuple
+from typing import Callable
 
-from uml import HERE, GuestError
+from .uml import HERE, GuestError
 
 SUITE = "bookworm"
 SIZE = "1200M"  # sparse; a third of it is used
@@ -123,7 +123,7 @@ def _from_here(name: str, path: str, mode: int) -> Entry:
     return Entry(path, (HERE / "image" / name).read_text(), mode)
 
 
-def entries() -> Tuple[Entry, ...]:
+def entries() -> tuple[Entry, ...]:
     """Every file that the recipe adds to the packages."""
     wants = "/etc/systemd/system/{}.wants/{}"
     return (
@@ -150,14 +150,14 @@ def entries() -> Tuple[Entry, ...]:
     )
 
 
-def _mmdebstrap(root: Path) -> List[str]:
+def _mmdebstrap(root: Path) -> list[str]:
     command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}"]
     command += ["--dpkgopt=force-unsafe-io", '--aptopt=Apt::Install-Recommends "false"']
     command += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
     return [*command, SUITE, str(root)]
 
 
-def _mkfs(root: Path, image: Path) -> List[str]:
+def _mkfs(root: Path, image: Path) -> list[str]:
     # No journal: the guest is always powered off in order, or thrown away.
     return ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-d", str(root), str(image), SIZE]
 
@@ -221,7 +221,7 @@ def _put(root: Path, entry: Entry) -> None:
         target.chmod(entry.mode)
 
 
-def _run(command: List[str]) -> None:
+def _run(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         raise GuestError(f"{command[0]} is missing: apt-get install mmdebstrap e2fsprogs")
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)

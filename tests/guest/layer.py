@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from uml import CHECKOUT, GuestError
+from .uml import CHECKOUT, GuestError
 
 PACKAGES = "usr/lib/python3/dist-packages"
 COMMAND = '#!/bin/sh\nexec /usr/bin/python3 -m cloudinit_conntrack "$@"\n'

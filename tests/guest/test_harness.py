@@ -9,17 +9,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import List
 
-import layer
 import pytest
-from conftest import NewGuest
-from uml import HERE, GuestError, run_quick
+
+from . import layer
+from .full_guest import NewGuest
+from .uml import HERE, GuestError, run_quick
 
 MODULES = "cut -d' ' -f1 /proc/modules | sort | tr '\\n' ' '"
 
 
-def processes_with(word: str) -> List[str]:
+def processes_with(word: str) -> list[str]:
     """Command lines on this machine that hold *word*."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -32,7 +32,7 @@ def processes_with(word: str) -> List[str]:
     return found
 
 
-def wait_until_gone(word: str, seconds: float = 10) -> List[str]:
+def wait_until_gone(word: str, seconds: float = 10) -> list[str]:
     deadline = time.monotonic() + seconds
     while processes_with(word) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -129,9 +129,7 @@ def test_a_disk_keeps_files_but_neither_modules_nor_rules(tmp_path: Path) -> Non
     assert Path("/etc/hosts").exists()
 
 
-def test_a_guest_that_hangs_is_ended_and_its_words_are_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_that_hangs_is_ended_and_its_words_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a name to find its processes by
     with pytest.raises(GuestError, match=r"not done after 5 s(.|\n)*last words"):
         run_quick("echo last words; sleep 1000", timeout=5)
@@ -140,8 +138,9 @@ def test_a_guest_that_hangs_is_ended_and_its_words_are_shown(
 
 def test_a_guest_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = f"""
-import sys; sys.path.insert(0, {str(HERE)!r})
-import pathlib, time, uml
+import sys; sys.path.insert(0, {str(HERE.parent)!r})
+import pathlib, time
+from guest import uml
 arguments = ["mem=64M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "init=/bin/cat"]
 guest = uml.Process(arguments, pathlib.Path({str(tmp_path)!r}))
 while "as init process" not in guest.tail() and guest.running():

@@ -18,9 +18,9 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional, Sequence, Tuple
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -79,9 +79,7 @@ class Process:
     The console goes to *work*/console.log.
     """
 
-    def __init__(
-        self, arguments: Sequence[str], work: Path, inside: str = "", pass_fds: Tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], work: Path, inside: str = "", pass_fds: tuple[int, ...] = ()) -> None:
         self.console = work / "console.log"
         if any(" " in argument for argument in arguments):
             raise GuestError(f"a kernel's command line cannot hold a space: {arguments}")
@@ -149,8 +147,8 @@ def run_quick(
     script: str,
     *,
     timeout: float = 120,
-    files: Optional[Mapping[str, str]] = None,
-    disk: Optional[Path] = None,
+    files: Mapping[str, str] | None = None,
+    disk: Path | None = None,
     memory: str = "384M",
 ) -> QuickResult:
     """Boot a quick guest, run *script* (sh) in it as root, power it off.
@@ -184,7 +182,7 @@ def run_quick(
         return _result(share, console, time.monotonic() - started)
 
 
-def _fill_share(share: Path, script: str, files: Mapping[str, str], disk: Optional[Path]) -> None:
+def _fill_share(share: Path, script: str, files: Mapping[str, str], disk: Path | None) -> None:
     share.mkdir()
     (share / "script").write_text(PRELUDE + script)
     for path, content in files.items():

@@ -32,8 +32,9 @@ SYSCTLS: Dict[str, object] = {
     # no duplicate address detection: addresses work at once
     "net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.accept_dad": 0,
     "net.ipv6.conf.default.router_solicitations": 0,
-    # a lost ICMP answer is to mean a rule, not a rate limit
-    "net.ipv4.icmp_ratelimit": 0, "net.ipv6.icmp.ratelimit": 0,
+    # a lost ICMP answer is to mean a rule, not a rate limit (a limit of 0 instead of no mask
+    # would take the credit away that ip_error() asks for)
+    "net.ipv4.icmp_ratemask": 0, "net.ipv6.icmp.ratelimit": 0,
     "net.ipv4.conf.all.rp_filter": 0, "net.ipv4.conf.default.rp_filter": 0,
     # half-open connections of a scan do not send handshakes again into a later test
     "net.ipv4.tcp_synack_retries": 0, "net.ipv4.tcp_max_syn_backlog": 8192,

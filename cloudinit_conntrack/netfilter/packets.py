@@ -1,0 +1,138 @@
+"""Sets of packets, as diagrams: exact, canonical, and small for what firewalls say.
+
+A packet is a point in a space of dimensions (protocol, ports, addresses ...), each cut
+into at most a few hundred atoms.  A set of packets is a decision diagram (Gouda and Liu,
+"Structured firewall design", 2007): a node asks one dimension, and each edge carries a bit
+mask of its atoms.  Equal sets are the same object, so comparing two is one ``is``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Callable, Union
+
+Box = dict[int, int]
+
+
+class Node:
+    """One question.  *edges* are (mask of atoms, child); together they cover the dimension."""
+
+    __slots__ = ("dimension", "edges")
+
+    def __init__(self, dimension: int, edges: tuple[tuple[int, PacketSet], ...]) -> None:
+        self.dimension = dimension
+        self.edges = edges
+
+
+# A set: a node, or simply everything (True) or nothing (False).
+PacketSet = Union[Node, bool]
+
+
+@dataclass
+class Space:
+    """The dimensions, by the number of atoms that each has, and every node made so far."""
+
+    sizes: tuple[int, ...]
+    _nodes: dict[tuple[int, tuple[tuple[int, int], ...]], Node] = field(default_factory=dict)
+    _memo: dict[tuple[str, int, int], PacketSet] = field(default_factory=dict)
+
+    def full(self, dimension: int) -> int:
+        """The mask of every atom of *dimension*."""
+        return int((1 << self.sizes[dimension]) - 1)
+
+    def box(self, masks: Box) -> PacketSet:
+        """The packets that lie in every one of *masks* (dimension -> mask of atoms)."""
+        found: PacketSet = True
+        for dimension in sorted(masks, reverse=True):
+            mask = masks[dimension]
+            found = self._node(dimension, [(mask, found), (self.full(dimension) & ~mask, False)])
+        return found
+
+    def both(self, one: PacketSet, two: PacketSet) -> PacketSet:
+        """The intersection."""
+        if one is False or two is False:
+            return False
+        if one is True:
+            return two
+        if two is True or one is two:
+            return one
+        return self._combine("and", one, two, self.both)
+
+    def either(self, one: PacketSet, two: PacketSet) -> PacketSet:
+        """The union."""
+        if one is True or two is True:
+            return True
+        if one is False:
+            return two
+        if two is False or one is two:
+            return one
+        return self._combine("or", one, two, self.either)
+
+    def without(self, one: PacketSet, two: PacketSet) -> PacketSet:
+        """What is in *one* and not in *two*."""
+        if one is False or two is True or one is two:
+            return False
+        if two is False:
+            return one
+        return self._combine("not", one, two, self.without)
+
+    def any_of(self, found: PacketSet, dimension: int) -> PacketSet:
+        """*found* with *dimension* forgotten: a packet is in it if any atom of it is."""
+        if isinstance(found, bool) or found.dimension > dimension:
+            return found
+        key = ("any", id(found), dimension)
+        if key not in self._memo:
+            if found.dimension == dimension:
+                result: PacketSet = False
+                for _, child in found.edges:
+                    result = self.either(result, child)
+            else:
+                result = self._node(found.dimension, [(m, self.any_of(c, dimension)) for m, c in found.edges])
+            self._memo[key] = result
+        return self._memo[key]
+
+    def boxes(self, found: PacketSet, done: Box | None = None) -> Iterator[Box]:
+        """Boxes that together are *found*; disjoint."""
+        done = done or {}
+        if found is True:
+            yield dict(done)
+        elif isinstance(found, Node):
+            for mask, child in found.edges:
+                yield from self.boxes(child, {**done, found.dimension: mask})
+
+    def _combine(
+        self, name: str, one: PacketSet, two: PacketSet, again: Callable[[PacketSet, PacketSet], PacketSet]
+    ) -> PacketSet:
+        key = (name, id(one), id(two))
+        if key in self._memo:
+            return self._memo[key]
+        dimension = min(x.dimension for x in (one, two) if isinstance(x, Node))
+        edges = [
+            (mask & other, again(child, peer))
+            for mask, child in self._edges(one, dimension)
+            for other, peer in self._edges(two, dimension)
+            if mask & other
+        ]
+        self._memo[key] = self._node(dimension, edges)
+        return self._memo[key]
+
+    def _edges(self, found: PacketSet, dimension: int) -> tuple[tuple[int, PacketSet], ...]:
+        if isinstance(found, Node) and found.dimension == dimension:
+            return found.edges
+        return ((self.full(dimension), found),)
+
+    def _node(self, dimension: int, edges: list[tuple[int, PacketSet]]) -> PacketSet:
+        """The one node with these edges; edges to the same child are one edge."""
+        masks: dict[int, int] = {}
+        children: dict[int, PacketSet] = {}
+        for mask, child in edges:
+            if mask:
+                masks[id(child)] = masks.get(id(child), 0) | mask
+                children[id(child)] = child
+        if len(masks) == 1:
+            return next(iter(children.values()))
+        key = (dimension, tuple(sorted((mask, name) for name, mask in masks.items())))
+        if key not in self._nodes:
+            self._nodes[key] = Node(dimension, tuple((mask, children[name]) for mask, name in key[1]))
+        return self._nodes[key]

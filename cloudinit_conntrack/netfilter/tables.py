@@ -1,0 +1,48 @@
+"""Two rule-sets of one host compared: which tables differ."""
+
+from __future__ import annotations
+
+from .ruleset import Line, RuleSet
+
+CHAINS = {
+    "raw": ("PREROUTING", "OUTPUT"),
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
+    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    "filter": ("INPUT", "FORWARD", "OUTPUT"),
+    "security": ("INPUT", "FORWARD", "OUTPUT"),
+}
+
+
+def split_tables(before: RuleSet, after: RuleSet) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+    """The texts of the tables that differ, of *before* and of *after*, and the tables that
+    only the one and only the other has (dropped, created).
+
+    A table that only *after* has stands in the first text as an empty one, so that loading
+    that text undoes it.
+    """
+    old, new = before.tables(), after.tables()
+    differ = [t for t in dict.fromkeys(old + new) if _lines(before, t) != _lines(after, t)]
+    dropped = tuple(t for t in differ if t not in new)
+    created = tuple(t for t in differ if t not in old)
+    # Each table is one transaction of its own, in the order of the text: the rules that accept
+    # untracked packets must be there before raw makes packets untracked, and go after it does not.
+    differ.sort(key=lambda table: table == "raw")
+    first = "".join(_table(before, t) if t in old else _empty(t) for t in reversed(differ))
+    second = "".join(_table(after, t) if t in new else _empty(t) for t in differ)
+    return first, second, dropped, created
+
+
+def _lines(ruleset: RuleSet, table: str) -> list[str]:
+    return [line.text for line in ruleset.of_table(table) if line.kind != "comment"]
+
+
+def _table(ruleset: RuleSet, table: str) -> str:
+    def text(line: Line) -> str:
+        return line.text + "\n"
+
+    return "".join(text(x) for x in ruleset.of_table(table) if x.kind not in ("comment", "blank"))
+
+
+def _empty(table: str) -> str:
+    chains = "".join(f":{chain} ACCEPT [0:0]\n" for chain in CHAINS[table])
+    return f"*{table}\n{chains}COMMIT\n"

@@ -1,0 +1,115 @@
+"""The verdict: the same traffic under the rules before and after, and what may differ."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Sequence, Tuple
+
+from cloudinit_conntrack.netfilter.stateless import Rewritten
+
+from . import scan, usage
+from .scan import Fate, Probe
+from .topology import Topology
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything seen under one rule-set; *tracked* are the conntrack entries it left."""
+
+    conversations: Dict[str, str]
+    fates: Dict[Probe, Fate]
+    tracked: Tuple[str, ...]
+
+
+def observe(net: Topology, backend: str, family: str, text: str, worked: Dict[str, str]) -> Observed:
+    """Load *text* on a host without rules or connections, and use it."""
+    net.clear(backend)
+    net.host.load_rules(text, backend, family)
+    return asyncio.run(_observe(net, family, worked))
+
+
+async def _observe(net: Topology, family: str, worked: Dict[str, str]) -> Observed:
+    held = await usage.use(net, family, worked)
+    tracked = tuple(net.host.tracked())
+    async with usage.services(net, family):
+        fates = scan.scan(net, family, scan.everything(family))
+    return Observed(held, fates, tracked + tuple(net.host.tracked()))
+
+
+def complaints(
+    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str] = ()
+) -> List[str]:
+    """What the rewrite changed and must not have, each for a person to read."""
+    found = list(_conversations(before, after, unanswered))
+    stated = [change.widens for change in rewritten.changes if change.widens]
+    for probe, fate in before.fates.items():
+        found += _about(probe, fate, after.fates[probe], stated)
+    if after.tracked:
+        found.append(f"conntrack still tracks: {after.tracked[0]}")
+    return found
+
+
+def _conversations(before: Observed, after: Observed, unanswered: Sequence[str]) -> Iterator[str]:
+    for name, result in before.conversations.items():
+        now = after.conversations[name]
+        # nothing answers a fragment, so what refuses a big datagram may be silent now
+        still_refused = name.endswith(" big") and "ok" not in (now, result)
+        gone = name in unanswered and result == "ok" and now != "ok"
+        if now != result and not still_refused and not gone:
+            yield f"conversation {name}: was {result}, is {now}"
+
+
+def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> List[str]:
+    if before == after:
+        return []
+    text = f"{probe}: was {before}; is {after}"
+    if before.arrived and not after.arrived:
+        return [f"lost: {text}"]
+    if before.arrived == after.arrived:
+        return [f"answered otherwise: {text}"]
+    if is_handshake(probe):
+        return [f"A HANDSHAKE IS LET IN: {text}"]
+    return [] if covered(probe, stated) else [f"let in, and nothing says so: {text}"]
+
+
+def is_handshake(probe: Probe) -> bool:
+    """Whether the probe asks for a connection: SYN without ACK, RST and FIN."""
+    return probe.kind == "tcp" and "S" in probe.detail and not set("ARF") & set(probe.detail)
+
+
+def covered(probe: Probe, stated: Sequence[str]) -> bool:
+    """Whether a stated widening names the packet."""
+    names = NAMED_BY.get(probe.kind, lambda probe: [])(probe)
+    return any(re.search(name, text) for name in names for text in stated) or (
+        probe.kind == "udp" and any(_covers_udp(probe, text) for text in stated)
+    )
+
+
+def _tcp_names(probe: Probe) -> List[str]:
+    flags = {"A": "ACK", "R": "RST"}
+    return [rf"TCP segments with [^;]*\b{name}\b[^;]* set" for flag, name in flags.items() if flag in probe.detail]
+
+
+def _icmp_names(probe: Probe) -> List[str]:
+    kind = int(probe.detail.split("/")[0])
+    if kind in (0, 129):
+        return ["echo replies"]
+    if kind in (3, 11, 12, 1, 2, 4):
+        return ["ICMP errors", "ICMP messages"]
+    return [rf"\btype {kind}\b", "ICMP messages of other types"]
+
+
+NAMED_BY = {"tcp": _tcp_names, "icmp": _icmp_names}
+PORTS = r"(\d+)(?::(\d+))?"
+UDP_REPLIES = re.compile(rf"UDP datagrams from port {PORTS}(?: of \S+)?(?: to local port {PORTS})?")
+
+
+def _covers_udp(probe: Probe, text: str) -> bool:
+    for found in UDP_REPLIES.finditer(text):
+        first, last, low, high = (int(number) if number else None for number in found.groups())
+        from_it = first is not None and first <= probe.sport <= (last or first)
+        if from_it and (low is None or low <= probe.dport <= (high or low)):
+            return True
+    return False

@@ -1,0 +1,105 @@
+"""Native nftables: what needs conntrack is said, what iptables owns is left to iptables.
+
+The JSON comes from the real nft, run on real rule-sets in a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from fakehost import FakeHost, fake_host
+
+from cloudinit_conntrack.errors import HostError
+from cloudinit_conntrack.host.native import PREFIX, native_notes, notes_of
+from cloudinit_conntrack.state import LiveRules
+
+__all__ = ["fake_host"]
+
+
+def listed(rules: str) -> str:
+    """What the real nft lists, as JSON, after loading *rules* in a fresh network namespace."""
+    script = 'nft -f - && nft -j list ruleset'
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], input=rules, stdout=subprocess.PIPE, check=True,
+                          timeout=30, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    return done.stdout
+
+
+INPUT = "table inet host { chain input { type filter hook input priority 0; %s } }"
+
+
+@pytest.mark.parametrize(("rules", "use"), [
+    (INPUT % "ct state established accept;", "chain input: ct"),
+    (INPUT % "ct state vmap { established : accept, invalid : drop };", "chain input: ct"),
+    (INPUT % "tcp dport 22 notrack;", "chain input: notrack"),
+    (INPUT % "ct count over 5 drop;", "chain input: ct count"),
+    (INPUT % "meta mark set ct mark;", "chain input: ct"),
+    ("table ip n { chain post { type nat hook postrouting priority 100; } }", "chain post: type nat"),
+    ("table ip n { chain post { type nat hook postrouting priority 100; masquerade; } }",
+     "chain post: type nat; chain post: masquerade"),
+    ("table inet f { flowtable ft { hook ingress priority 0; devices = { lo }; } }", "flowtable ft: flowtable"),
+])
+def test_what_needs_conntrack_is_said(rules: str, use: str) -> None:
+    notes = notes_of(listed(rules))
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{PREFIX}table ")
+    assert f"uses conntrack ({use}" in notes[0]
+
+
+@pytest.mark.parametrize("rules", [
+    INPUT % "tcp dport { 22, 80 } accept; ip saddr @x drop;" .replace("ip saddr @x drop;", ""),
+    INPUT % "tcp flags & (ack|rst) != 0 accept;",
+    "table inet f { set s { type ipv4_addr; elements = { 10.0.0.1 } } chain ct { tcp dport 1 accept; } }",
+    "",
+])
+def test_stateless_rules_are_not_worth_a_word(rules: str) -> None:
+    assert notes_of(listed(rules)) == ()
+
+
+def test_tables_of_iptables_are_left_to_iptables_unless_it_cannot_show_them() -> None:
+    text = listed("table ip filter { chain INPUT { type filter hook input priority 0; ct state new accept; } }")
+    assert notes_of(text) == ()
+    assert len(notes_of(text, frozenset({("ip", "filter")}))) == 1
+
+
+def test_many_uses_are_counted() -> None:
+    rules = INPUT % "ct state new accept; notrack; ct mark set 1; ct count over 1 drop; meta mark set ct mark;"
+    rules += " table inet b { chain c { ct state new; } chain d { ct state new; } chain e { notrack; } chain f { ct mark 1; } }"
+    notes = notes_of(listed(rules))
+    assert [note.split()[3:5] for note in notes] == [["inet", "b"], ["inet", "host"]]
+    assert notes[0].endswith("; and 1 more)")
+
+
+def test_garbage_is_an_error() -> None:
+    for text in ("", "[]x", "{}", "[" * 100_000):
+        with pytest.raises(HostError, match="no JSON that we know"):
+            notes_of(text)
+
+
+def test_nothing_is_asked_where_nf_tables_is_not_there(fake_host: FakeHost) -> None:
+    fake_host.boot("")
+    assert native_notes((), fake_host.root) == ()
+    assert fake_host.calls() == []
+
+
+@pytest.mark.parametrize("comment", [
+    "# Table `filter' is incompatible, use 'nft' tool.\n",
+    "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n",
+])
+def test_a_table_that_iptables_cannot_show_is_looked_through(fake_host: FakeHost, comment: str) -> None:
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    rule = {"rule": {"family": "ip", "table": "filter", "chain": "x", "expr": [{"notrack": None}]}}
+    fake_host.stub("nft", json.dumps({"nftables": [rule]}))
+    live = (LiveRules("nft", "ipv4", comment),)
+    assert native_notes((), fake_host.root) == ()
+    assert native_notes(live, fake_host.root) == (f"{PREFIX}table ip filter uses conntrack (chain x: notrack)",)
+    assert fake_host.calls()[0] == ("nft", "-j", "list", "ruleset")
+    fake_host.without("nft")
+    assert "install the package nftables" in native_notes(live, fake_host.root)[0]
+
+
+def test_an_nft_without_json_is_said(fake_host: FakeHost) -> None:
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    fake_host.stub("nft", "", "Error: JSON support not compiled-in\n", 1)
+    assert "JSON support not compiled-in" in native_notes((), fake_host.root)[0]
