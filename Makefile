@@ -10,8 +10,8 @@ help: ## say what there is
 prepare: ## install what tests and demo need (Debian 12, root)
 	@tests/prepare
 
-demo: prepare ## the main job in a guest: before, apply, second boot, revert
-	.venv/bin/python -m tests.guest.demo
+demo: ## the main job in a guest: before, apply, second boot, revert
+	python3 -m tests.guest.demo
 
 test: prepare ## everything that CI runs
 	$(PYTEST) tests

@@ -18,6 +18,7 @@ from .errors import JournalError
 
 VERSION = 1
 PATH = "/var/lib/cloudinit-conntrack/journal"
+_SUM_LENGTH = 16
 REMEDY = "look at it, restore the files it names by hand, and move it away"
 
 
@@ -64,13 +65,15 @@ def undone(number: int) -> bytes:
 
 
 def _sum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_SUM_LENGTH]
 
 
 def parse(content: bytes) -> tuple[Entry, ...]:
     """The applies that are not undone, oldest first.  Raises JournalError for a damaged journal."""
     lines = content.decode("utf-8", "surrogateescape").split("\n")
-    lines.pop()  # empty, or torn off by a crash before its act
+    torn = lines.pop()  # empty, or cut off by a crash before its act
+    if len(torn.partition("\t")[2]) > _SUM_LENGTH:  # nothing was cut off: it is the newline that is damaged
+        raise JournalError("the journal is damaged here", f"{PATH}:{len(lines) + 1}", REMEDY)
     found: dict[int, Entry] = {}
     for number, line in enumerate(lines, 1):
         _take(found, _decode(line, number), number)
@@ -82,7 +85,10 @@ def _decode(line: str, number: int) -> Mapping[str, Any]:
     where = f"{PATH}:{number}"
     if not tab or checksum != _sum(text):
         raise JournalError("the journal is damaged here", where, REMEDY)
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict) or value.get("journal") != VERSION:
         raise JournalError(f"the journal is not of version {VERSION}", where, "use the release that wrote it to revert")
     return value

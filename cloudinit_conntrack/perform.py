@@ -21,20 +21,39 @@ from .state import FileImage
 KEPT = "/var/lib/cloudinit-conntrack/kept"
 
 
+def check(action: Action, root: Root) -> None:
+    """HostError when what *action* replaces was changed since it was planned.
+
+    Before it is written down: undoing an act that never began would undo somebody else's change.
+    """
+    if isinstance(action, WriteFile):
+        found = root.read_image(action.path)
+        known = _same(found, action.before) or _same(found, action.after)
+    else:
+        known = not isinstance(action, LoadRules) or _live_is(action, action.before, action.created, root)
+    if not known:
+        raise HostError("it was changed since the plan was made", action.where, "run apply again to plan anew")
+
+
 def perform(action: Action, root: Root) -> None:
-    """Do *action*.  HostError when the host was changed since it was planned, or will not."""
+    """Do *action*.  HostError when the host will not."""
     _PERFORM[type(action)](action, root)
 
 
 def undo(action: Action, root: Root) -> tuple[str, ...]:
     """Do *action*, an inverse, over whatever is there now; gives notes for the operator.
 
-    What somebody else changed in between is kept aside, and said.
+    What somebody else changed in between is kept aside, and said.  In an image tree only
+    files are undone: the kernel that runs is another host's.
     """
     if isinstance(action, WriteFile):
         return _put_back(action, root)
+    if not root.is_host:
+        return (f"{action.where}: left alone, {root.path} is not the running host",)
     if isinstance(action, LoadRules):
         return _rules_back(action, root)
+    if isinstance(action, LoadModule):
+        return _load(action, root)
     perform(action, root)
     return ()
 
@@ -49,13 +68,11 @@ def loaded_modules(root: Root) -> tuple[str, ...]:
 
 
 def _write_file(action: WriteFile, root: Root) -> None:
-    found = root.read_image(action.path)
-    if not _same(found, action.before) and not _same(found, action.after):
-        raise HostError("it was changed since the plan was made", action.path, "run apply again to plan anew")
-    _put(action.path, action.after, root)
+    put(action.path, action.after, root)
 
 
-def _put(path: str, image: FileImage | None, root: Root) -> None:
+def put(path: str, image: FileImage | None, root: Root) -> None:
+    """Make *path* the file *image*, with the directories above it, or remove it."""
     if image is None:
         root.remove(path)
         return
@@ -72,7 +89,7 @@ def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
         root.make_private_dir(KEPT)
         root.write_image(aside, found)
         notes = (f"{action.path} was changed since; that version is kept as {aside}",)
-    _put(action.path, action.after, root)
+    put(action.path, action.after, root)
     return notes
 
 
@@ -87,12 +104,6 @@ def _same(one: FileImage | None, two: FileImage | None) -> bool:
 
 
 def _load_rules(action: LoadRules, root: Root) -> None:
-    if not _live_is(action, action.before, action.created, root):
-        raise HostError("the rules were changed since the plan was made", action.where, "run apply again to plan anew")
-    _restore(action, root)
-
-
-def _restore(action: LoadRules, root: Root) -> None:
     if action.after:
         rules.restore(action.backend, action.family, action.after)
     for table in action.dropped:
@@ -101,7 +112,7 @@ def _restore(action: LoadRules, root: Root) -> None:
 
 def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
     known = _live_is(action, action.before, action.created, root) or _live_is(action, action.after, action.dropped, root)
-    _restore(action, root)
+    _load_rules(action, root)
     return () if known else (f"{action.where} were changed since; the rules from before apply are loaded again",)
 
 
@@ -134,10 +145,7 @@ def _tables(text: str) -> dict[str, dict[str, list[object]]]:
 
 
 def _unload(action: UnloadModule, root: Root) -> None:
-    gone = modules.unload(action.name)
-    if not gone and action.force:
-        modules.force_unload(action.name)
-        gone = action.name not in loaded_modules(root)
+    gone = modules.unload(action.name, root) or (action.force and modules.force_unload(action.name, root))
     if not gone:
         raise HostError(f"module {action.name} is in use", action.where, _why_held(action.name, root))
 
@@ -150,9 +158,9 @@ def _why_held(name: str, root: Root) -> str:
     return "; ".join(f"{h.where} ({h.what}) holds it: {h.remedy}" for h in holders[:8])
 
 
-def _load(action: LoadModule, root: Root) -> None:
-    modules.load(action.name, action.parameters)
-    modules.set_sysctls(action.sysctls)
+def _load(action: LoadModule, root: Root) -> tuple[str, ...]:
+    modules.load(action.name, action.parameters, root)
+    return modules.set_sysctls(action.sysctls, root)
 
 
 def unload_strays(before: tuple[str, ...], after: tuple[str, ...] | None, root: Root) -> None:
@@ -164,7 +172,7 @@ def unload_strays(before: tuple[str, ...], after: tuple[str, ...] | None, root: 
         found = kmod.parse_proc_modules((root.read_text("/proc/modules") if root.is_host else "") or "")
         strays = [m.name for m in found if m.refcount == 0 and m.name not in before
                   and (after is None or m.name in after)]
-        if not any([modules.unload(name) for name in strays]):
+        if not any([modules.unload(name, root) for name in strays]):
             return
 
 
@@ -194,7 +202,7 @@ def _prove(action: ProveLoading, root: Root) -> None:
                         "some rule in it still needs conntrack; find it by 'cloudinit-conntrack status'")
 
 
-_PERFORM: dict[type[object], Callable[..., None]] = {
+_PERFORM: dict[type[object], Callable[..., object]] = {
     WriteFile: _write_file,
     LoadRules: _load_rules,
     UnloadModule: _unload,

@@ -273,7 +273,7 @@ def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
 
 
 def _unloading(draft: _Draft, kernel: Kernel) -> list[Action]:
-    if kernel.conntrack == "builtin" or not kernel.modular:
+    if kernel.conntrack == "builtin":
         draft.blockers.append(Item("module:builtin", f"kernel {kernel.release}",
                                    "nf_conntrack is built into this kernel and cannot be unloaded",
                                    "use 'mode: stateless' (it then tracks nothing), or 'fallback: stateless'"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from . import transaction
 from .config import Desired
 from .errors import ConntrackError, HostError
 from .host import journalfile
 from .host.root import Root
+from .plan import Item
 from .report import Report, json_text, of_plan
 from .state import FileImage
 from .transaction import Progress
@@ -22,7 +25,7 @@ def applied(
     error: ConntrackError | None = None
     try:
         outcome = transaction.apply(desired, section, root, live, progress)
-        report = of_plan(outcome.plan, outcome.outcome, outcome.evidence)
+        report = _with_notes(of_plan(outcome.plan, outcome.outcome, outcome.evidence), outcome.notes)
     except ConntrackError as failed:
         error = failed
         report = Report(desired.mode, "failed", message=str(failed))
@@ -30,6 +33,11 @@ def applied(
         try:
             root.make_directory("/run/cloudinit-conntrack")
             root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
-        except HostError as unwritten:
-            error = error or unwritten
+        except HostError as unwritten:  # what was done is done all the same
+            report = _with_notes(report, (f"this report is not kept for others: {unwritten}",))
     return report, error
+
+
+def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:
+    items = tuple(Item(f"apply:{number}", "apply", note) for number, note in enumerate(notes, 1))
+    return replace(report, findings=report.findings + items)

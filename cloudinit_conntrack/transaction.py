@@ -20,6 +20,7 @@ from .host import journalfile, observe
 from .host.root import Root
 from .journal import Entry
 from .plan import Plan, make_plan
+from .state import FileImage
 from .verify import Evidence
 
 Progress = Callable[[str], None]
@@ -27,12 +28,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Applied:
-    """What an apply did.  *outcome* is ``done``, ``nothing-to-do`` or ``blocked``."""
+    """What an apply did.  *outcome* is ``done``, ``nothing-to-do`` or ``blocked``; *notes* are for the operator."""
 
     outcome: str
     plan: Plan
     evidence: tuple[Evidence, ...] = ()
-    recovered: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,62 +52,77 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
     RollbackError when undoing failed in part.
     """
     with _alone(root):
-        recovered = _recover(root, progress)
-        plan = make_plan(desired, observe.observe(root, live))
+        notes = _recover(root, progress)
+        plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
         if plan.blockers:
-            return Applied("blocked", plan, (), recovered)
+            return Applied("blocked", plan, (), notes)
         if not plan.actions:
             evidence = verify.evidence(desired, plan.mode, root, live)
             verify.demand(evidence)
             _keep(desired, section, root)
-            return Applied("nothing-to-do", plan, evidence, recovered)
-        return _perform(desired, section, plan, root, live, recovered, progress)
+            return Applied("nothing-to-do", plan, evidence, notes)
+        return Applied("done", plan, _perform(desired, section, plan, root, live, progress), notes)
 
 
 def _perform(
-    desired: Desired, section: object, plan: Plan, root: Root, live: bool, recovered: bool, progress: Progress
-) -> Applied:
+    desired: Desired, section: object, plan: Plan, root: Root, live: bool, progress: Progress
+) -> tuple[Evidence, ...]:
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
     probes = verify.answering(desired.guard.probes) if live else ()
     before = perform.loaded_modules(root)
+    kept = root.read_image(journalfile.DESIRED)
     journalfile.append(root, journal.begin(number, journalfile.boot_id(root), plan.mode, before))
     begun: list[Action] = []
     try:
         for action in plan.actions:
             progress(f"{action.verb} {action.where}")
+            perform.check(action, root)
             journalfile.append(root, journal.intent(number, action))
             begun.append(action)
             perform.perform(action, root)
         evidence = verify.after_apply(desired, root, live, probes)
+        _keep(desired, section, root)
+        journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
     except BaseException as error:
         if desired.on_failure == "keep" and isinstance(error, ConntrackError):
             journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
             raise
-        _roll_back(error, number, tuple(begun), before, root, progress)
+        _roll_back(error, Entry(number, "", plan.mode, before, tuple(begun)), kept, root, progress)
         raise
-    journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
-    _keep(desired, section, root)
-    return Applied("done", plan, evidence, recovered)
+    return evidence
 
 
 def _keep(desired: Desired, section: object, root: Root) -> None:
     """Keep the section for later boots; what is there already is not written again."""
-    if desired.persist and journalfile.kept_desired(root) != section:
+    if desired.persist and not _is_kept(section, root):
         journalfile.keep_desired(root, section)
 
 
-def _roll_back(
-    error: BaseException, number: int, begun: tuple[Action, ...], modules: tuple[str, ...], root: Root, progress: Progress
-) -> None:
+def _is_kept(section: object, root: Root) -> bool:
+    try:
+        return journalfile.kept_desired(root) == section
+    except HostError:  # damaged: it is written anew
+        return False
+
+
+def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root: Root, progress: Progress) -> None:
+    """Undo what was begun of *entry*, after *error*; *kept* is the section that was kept before."""
     progress("it failed: rolling back")
-    problems, _ = _undo(begun, root, progress)
-    perform.unload_strays(modules, None, root)
+    problems, notes = _undo(entry.actions, root, progress)
+    try:
+        if root.read_image(journalfile.DESIRED) != kept:
+            perform.put(journalfile.DESIRED, kept, root)
+        perform.unload_strays(entry.modules, None, root)
+        if not problems:
+            _close(entry, root)
+    except ConntrackError as failed:
+        problems.append(str(failed))
     if problems:
         raise RollbackError(f"{error}; and rolling back failed in part: {'; '.join(problems)}", "apply",
                             "mend the cause and run 'cloudinit-conntrack revert'") from error  # fmt: skip
-    journalfile.append(root, journal.undone(number))
-    _forget_if_empty(root)
+    if notes and isinstance(error, ConntrackError):
+        error.remedy = "; ".join((error.remedy, *notes))
 
 
 def _undo(actions: tuple[Action, ...], root: Root, progress: Progress) -> tuple[list[str], list[str]]:
@@ -125,23 +141,34 @@ def _undo(actions: tuple[Action, ...], root: Root, progress: Progress) -> tuple[
     return problems, notes
 
 
-def _recover(root: Root, progress: Progress) -> bool:
-    """Undo an apply whose process died; whether there was one."""
+def _recover(root: Root, progress: Progress) -> tuple[str, ...]:
+    """Undo an apply whose process died; gives what the operator should know of it."""
     entry = journal.open_entry(journalfile.read(root))
     if entry is None:
-        return False
+        return ()
     progress("an earlier apply was cut off: rolling it back first")
-    problems, _ = _undo(entry.actions, root, progress)
+    problems, notes = _undo(entry.actions, root, progress)
     if problems:
         raise RollbackError(f"an earlier apply was cut off, and undoing it failed: {'; '.join(problems)}",
                             journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
+    _after_undo(entry, root)
+    _close(entry, root)
+    return ("an earlier apply was cut off and was rolled back first", *notes)
+
+
+def _close(entry: Entry, root: Root) -> None:
+    """Write down that *entry* is undone."""
     journalfile.append(root, journal.undone(entry.number))
-    _forget_if_empty(root)
-    return True
+    if not journalfile.read(root):
+        root.remove(journal.PATH)
 
 
 def revert(root: Root, progress: Progress) -> Reverted:
-    """Undo every apply in the journal, newest first.  What fails is told and kept for another try."""
+    """Undo every apply in the journal, newest first.  What fails is told and kept for another try.
+
+    Behind a failure the older applies are undone too, and stay in the journal: the next try
+    begins at the newest again, and must come out at what was before the oldest.
+    """
     with _alone(root):
         entries = journalfile.read(root)
         undone: list[Action] = []
@@ -150,8 +177,8 @@ def revert(root: Root, progress: Progress) -> Reverted:
         for entry in reversed(entries):
             failed, told = _undo(entry.actions, root, progress)
             notes += told
-            if failed:
-                problems += failed
+            problems += failed
+            if problems:
                 continue
             undone += [back for back in map(inverse, reversed(entry.actions)) if back is not None]
             _after_undo(entry, root)
@@ -165,11 +192,6 @@ def _after_undo(entry: Entry, root: Root) -> None:
     """Unload what was loaded only because of us, while that is still known: within one boot."""
     if entry.boot == journalfile.boot_id(root):
         perform.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)
-
-
-def _forget_if_empty(root: Root) -> None:
-    if not journalfile.read(root):
-        root.remove(journal.PATH)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Verified:
 
 def look(desired: Desired, root: Root, live: bool) -> Verified:
     """Observe *root* afresh, plan again, and ask the kernel.  Changes nothing and loads nothing."""
-    plan = make_plan(desired, observe.observe(root, live))
+    plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
     return Verified(plan, evidence(desired, plan.mode, root, live))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import HostError
 from ..kmod import is_conntrack_module
@@ -29,8 +30,49 @@ _INCOMPATIBLE = re.compile(r"^# Table `(\w+)' (?:is incompatible|contains incomp
 _SHOWN = 3
 
 
+# What iptables-nft-save shows without an extension.  For anything else it asks the kernel for
+# the extension's revision, which loads nft_compat and the extension (measured, 1.8.9 on 6.1).
+_PLAIN = frozenset(("counter", "accept", "drop", "return", "jump", "goto"))
+_PLAIN_META = frozenset(("iifname", "oifname", "l4proto"))
+_PLAIN_FIELDS = frozenset(("saddr", "daddr", "protocol", "nexthdr"))
+
+
+def needs_extensions(item: object) -> bool:
+    """Whether iptables-nft-save would need an extension to show *item*, an expression of a rule."""
+    if not isinstance(item, dict):
+        return True
+    for key, body in item.items():
+        left = body.get("left", {}) if key == "match" and isinstance(body, dict) else {}
+        meta, payload = left.get("meta", {}), left.get("payload", {})
+        plain = (key in _PLAIN or meta.get("key") in _PLAIN_META
+                 or (payload.get("protocol") in ("ip", "ip6") and payload.get("field") in _PLAIN_FIELDS))
+        if not plain:
+            return True
+    return False
+
+
+def beyond_iptables(family: str, any_rule: bool, netns: str | None = None) -> tuple[str, ...]:
+    """Tables of iptables' names that belong to native nftables: with a rule that needs an extension.
+
+    For where nft_compat is not loaded: iptables-nft itself would have loaded it for such a
+    rule.  With *any_rule* every such table that has a chain counts.
+    """
+    done = run(["nft", "-j", "list", "ruleset", family], check=False, netns=netns)
+    if done.status != 0 or not done.stdout.startswith("{"):
+        return ()
+    found: dict[str, None] = {}
+    for item in _items(done.stdout):
+        for kind, body in item.items():
+            table = str(body.get("table", ""))
+            if (family, table) not in _IPTABLES or kind not in ("chain", "rule"):
+                continue
+            if any_rule or any(needs_extensions(expression) for expression in body.get("expr", ())):
+                found[table] = None
+    return tuple(sorted(found))
+
+
 def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | None = None) -> tuple[str, ...]:
-    """One line for each native table that uses conntrack or cannot be looked through.
+    """One line for each native table that uses conntrack, or that iptables would take for its own.
 
     *live* are the rules of the same namespace: they tell which tables iptables owns.  Each
     line starts with :data:`PREFIX`.
@@ -49,12 +91,8 @@ def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | No
 
 def notes_of(text: str, foreign: frozenset[tuple[str, str]] = frozenset()) -> tuple[str, ...]:
     """The lines for the JSON *text*; *foreign* are tables of iptables' names that are native all the same."""
-    uses: dict[tuple[str, str], list[str]] = {}
-    try:
-        items = json.loads(text)["nftables"]
-    except (ValueError, KeyError, RecursionError) as error:
-        raise HostError(f"prints no JSON that we know: {error}", "nft -j list ruleset") from error
-    for item in items:
+    uses: dict[tuple[str, str], list[str]] = {table: [] for table in foreign}
+    for item in _items(text):
         for kind, body in item.items():
             table = (str(body.get("family", "")), str(body.get("table", "")))
             if kind in ("metainfo", "table") or (table in _IPTABLES and table not in foreign):
@@ -63,14 +101,24 @@ def notes_of(text: str, foreign: frozenset[tuple[str, str]] = frozenset()) -> tu
             if found:
                 place = f"chain {body['chain']}" if kind == "rule" else f"{kind} {body.get('name', '')}"
                 uses.setdefault(table, []).append(f"{place}: {', '.join(found)}")
-    return tuple(f"{PREFIX}table {' '.join(table)} uses conntrack ({_summary(found)})"
-                 for table, found in sorted(uses.items()))
+    return tuple(f"{PREFIX}table {' '.join(table)} {_summary(found)}" for table, found in sorted(uses.items()))
+
+
+def _items(text: str) -> list[dict[str, dict[str, Any]]]:
+    """The objects of nft's JSON, each ``{kind: body}``."""
+    try:
+        found = json.loads(text)["nftables"]
+        return [item for item in found if all(isinstance(body, dict) for body in item.values())]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HostError(f"prints no JSON that we know: {error}", "nft -j list ruleset") from error
 
 
 def _summary(found: list[str]) -> str:
+    if not found:
+        return "has rules that iptables does not show"
     shown = list(dict.fromkeys(found))
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return "; ".join(shown[:_SHOWN]) + more
+    return f"uses conntrack ({'; '.join(shown[:_SHOWN])}{more})"
 
 
 def _uses(value: object) -> Iterator[str]:

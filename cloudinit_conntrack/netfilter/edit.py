@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .iptables import parse_rule
 from .ruleset import Option, Rule
 
 STATE_OPTIONS = frozenset(("--state", "--ctstate"))
@@ -17,7 +18,7 @@ _OF_MATCH = {
 }
 
 
-_NARROWED = frozenset(("-s", "-d", "--sport", "--dport", "--tcp-flags"))
+_NARROWED = frozenset(("-p", "-s", "-d", "--sport", "--dport", "--tcp-flags"))
 
 
 def without_state(rule: Rule) -> list[Option]:
@@ -99,9 +100,6 @@ def _with_counters(text: str, counters: str) -> str:
 
 
 def moved(rule: Rule, chain: str, text: str | None = None) -> str:
-    """*rule* (or *text* made from it) as the same rule of another *chain*, without counters."""
-    source = rule.text if text is None else text
-    body = source.split("]", 1)[1].lstrip() if source.lstrip().startswith("[") else source.lstrip()
-    command, _, rest = body.partition(" ")
-    _, _, tail = rest.lstrip().partition(" ")
-    return f"{command} {chain} {tail}".rstrip()
+    """*rule* (or *text* made from it), which is an ``-A``, appended to another *chain*, without counters."""
+    source = rule if text is None else parse_rule(text)
+    return f"-A {chain} {source.text[source.options[0].end :].strip()}"

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
-from .ruleset import TABLES, Line, Option, Rule, RuleSet
+from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet
 
 # iptables-restore reads lines into a buffer of 10,240 bytes and takes the rest of a longer
 # one for the next line (xtables-restore.c, iptables-restore.c).
@@ -31,9 +31,14 @@ BASE = {
     "--source-port": "--sport", "--destination-port": "--dport",
     "--source-ports": "--sports", "--destination-ports": "--dports",
 }
-GLUED = tuple("-" + letter for letter in "psdiojgmc")
-COUNTERS = re.compile(r"\[\d+:\d+\]")
-OPTION = re.compile(r"--?[A-Za-z]")
+GLUED = tuple("-" + letter for letter in "psdiojgmcAIDRNPXFZE")
+# Options whose value is free text, which may look like an option itself: ``--comment -j``.
+FREE_TEXT = frozenset(
+    ("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
+     "--hashlimit-name")
+)
+COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
+OPTION = re.compile(r"--?[A-Za-z]|-[46]$")
 
 
 class Word(NamedTuple):
@@ -88,6 +93,8 @@ def _line(text: str, number: int, table: str, name: str) -> Line:
         return Line(number, text, "commit", table)
     if first == ":":
         return _chain(text, number, table, where)
+    if first == "*":
+        raise RulesSyntaxError(f"table {table} has no COMMIT", where, "expected a line COMMIT before the next table")
     return _command(text, number, table, where)
 
 
@@ -117,7 +124,7 @@ def _header(text: str, number: int, where: str) -> Line:
 
 
 def _chain(text: str, number: int, table: str, where: str) -> Line:
-    words = text[1:].split()
+    words = BLANKS.split(text[1:].strip(" \t"))
     if len(words) < 2:
         raise RulesSyntaxError(
             f"chain declaration {_short(text)!r} is not complete", where, "expected ':CHAIN POLICY [packets:bytes]'"
@@ -128,22 +135,35 @@ def _chain(text: str, number: int, table: str, where: str) -> Line:
 
 
 # The beginning of a command, for a quick answer: most lines are never looked at further.
-START = re.compile(r"[ \t]*(?:\[\d+:\d+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
+START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
 
 
 def _command(text: str, number: int, table: str, where: str) -> Line:
-    found = START.match(text)
-    if not found or found.group(1) not in COMMANDS:
-        word = found.group(1) if found else (text.split() or [""])[0]
-        raise RulesSyntaxError(
-            f"unknown command {_short(word)!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
-        )
-    command, chain = COMMANDS[found.group(1)], (found.group(2) or "").strip('"')
-    if not chain and command in ("-A", "-I", "-D", "-R", "-N", "-P", "-E"):
-        raise RulesSyntaxError(f"{command} names no chain", where, f"expected '{command} CHAIN ...'")
     if '"' in text and open_quote(text):
         raise RulesSyntaxError('an open quote (")', where, 'expected a closing " before the end of the line')
+    found = START.match(text)
+    if found and found.group(1) in COMMANDS:
+        command, chain = COMMANDS[found.group(1)], (found.group(2) or "").strip('"')
+    else:
+        command, chain = _odd_command(text, where)
+    if (not chain or chain[0] in "-!") and command in ("-A", "-I", "-D", "-R", "-N", "-P", "-E"):
+        raise RulesSyntaxError(f"{command} names no chain", where, f"expected '{command} CHAIN ...'")
+    if command == "-P" and len(parse_rule(text).options[0].args) < 2:
+        raise RulesSyntaxError("-P names no policy", where, "expected '-P CHAIN ACCEPT' or '-P CHAIN DROP'")
     return Line(number, text, "rule", table, chain)
+
+
+def _odd_command(text: str, where: str) -> tuple[str, str]:
+    """Command and chain where they are written together or cut short (``-AINPUT``, ``--appen INPUT``)."""
+    rule = parse_rule(text)
+    if rule.command in COMMANDS:
+        return rule.command, rule.chain
+    word = text.split()[0] if text.split() else text
+    if word[0] == "[" and not COUNTERS.match(word):
+        raise RulesSyntaxError(f"bad counters {_short(word)!r}", where, "expected [packets:bytes]")
+    raise RulesSyntaxError(
+        f"unknown command {_short(word)!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
+    )
 
 
 def _short(text: str) -> str:
@@ -225,6 +245,8 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
         args, at = [glued] if glued is not None else [], at + 1
         if at + 1 < len(words) and not args and _is_not(words[at]) and not _is_option(words[at + 1]):
             negated, at = not negated, at + 1  # the order before iptables 1.4.3: -s ! 10.0.0.0/8
+        if name in FREE_TEXT and not args and at < len(words):
+            args, at = [words[at].value], at + 1
         while at < len(words) and not _is_option(words[at]) and not _is_not(words[at]):
             args.append(words[at].value)
             at += 1
@@ -245,7 +267,16 @@ def _split(word: Word) -> tuple[str, str | None]:
     name = word.value
     if name.startswith("--"):
         name, equals, value = name.partition("=")
-        return COMMANDS.get(name, BASE.get(name, name)), value if equals else None
+        return _canonical(name), value if equals else None
     if len(name) > 2 and name[:2] in GLUED:
         return name[:2], name[2:]
     return name, None
+
+
+def _canonical(name: str) -> str:
+    """The one name of a long option; getopt_long takes a unique beginning for the whole."""
+    if name in COMMANDS or name in BASE:
+        return COMMANDS.get(name) or BASE[name]
+    whole = {long for long in (*BASE, *COMMANDS, "--state", "--ctstate") if long.startswith(name)} if name[2:] else set()
+    meant = {COMMANDS.get(long) or BASE.get(long, long) for long in whole}
+    return meant.pop() if len(meant) == 1 else name

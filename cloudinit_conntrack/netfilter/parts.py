@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from .replies import Reply
+from .replies import NUMBER, Reply
 from .ruleset import Rule
 
 FLAG_BITS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
@@ -170,7 +170,7 @@ def icmp_type_of(rule: Rule, family: str) -> int | None:
     if option is None or option.negated or option.value in ("any", "255"):
         return None
     name = option.value.split("/")[0]
-    return int(name) if name.isdigit() else ICMP_NAMES[family].get(name, -1)
+    return int(name) if NUMBER.fullmatch(name) else ICMP_NAMES[family].get(name, -1)
 
 
 def flags_of(rule: Rule) -> frozenset[int]:

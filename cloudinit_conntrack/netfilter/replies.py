@@ -8,6 +8,7 @@ going to a port that this host uses for requests.  The ports are those that the 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -144,9 +145,12 @@ def _address(rule: Rule, name: str) -> str:
 SERVICES = {"domain": 53, "ntp": 123, "bootps": 67, "bootpc": 68, "http": 80, "https": 443, "ssh": 22, "syslog": 514}
 
 
+NUMBER = re.compile("[0-9]{1,9}")
+
+
 def port_number(text: str) -> int | None:
     """A port written as a number or as one of the few names that saved rules use."""
-    return int(text) if text.isdigit() and int(text) < 65536 else SERVICES.get(text)
+    return int(text) if NUMBER.fullmatch(text) and int(text) < 65536 else SERVICES.get(text)
 
 
 def named_ports(rule: Rule, *options: str) -> list[Ports]:
@@ -204,7 +208,7 @@ def _narrowed_port(rule: Rule, name: str, wanted: Ports | None) -> str | None:
     if wanted is None:
         return ""
     lists = [ports for option in rule.all(f"{name}s") if not option.negated for ports in named_ports(rule, option.name)]
-    if lists and not any(_common(ports, wanted) for ports in lists):
+    if lists and not any(overlap(ports, wanted) for ports in lists):
         return None
     apart = f"-m multiport {name}s {ports_text(wanted)}"  # a second --dport would be lost by iptables-nft-save
     own = rule.all(name)
@@ -213,12 +217,13 @@ def _narrowed_port(rule: Rule, name: str, wanted: Ports | None) -> str | None:
     mine = port_range(own[0].value)
     if mine is None or len(own) > 1:
         return apart
-    common = _common(mine, wanted)
+    common = overlap(mine, wanted)
     if own[0].negated:
         return f"{name} {ports_text(wanted)}" if common is None else (None if common == wanted else apart)
     return f"{name} {ports_text(common)}" if common else None
 
 
-def _common(one: Ports, two: Ports) -> Ports | None:
+def overlap(one: Ports, two: Ports) -> Ports | None:
+    """The ports of both ranges."""
     first, last = max(one[0], two[0]), min(one[1], two[1])
     return (first, last) if first <= last else None

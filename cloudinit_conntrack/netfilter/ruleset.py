@@ -7,11 +7,14 @@ A rule-set is what ``iptables-save`` prints and ``iptables-restore`` reads: tabl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
+BLANKS = re.compile("[ \t]+")
+POSITION = re.compile("[1-9][0-9]{0,8}")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
@@ -125,10 +128,10 @@ class RuleSet:
             if line.kind == "table":
                 found.setdefault(line.table, {})
             elif line.kind == "chain":
-                found[line.table][line.chain] = line.text.split()[1]
+                found[line.table][line.chain] = BLANKS.split(line.text[1:].strip(" \t"))[1]
             elif line.kind == "rule" and line.rule.command in ("-N", "-P"):
-                args = line.rule.options[0].args
-                found[line.table][args[0]] = args[1] if line.rule.command == "-P" else "-"
+                policy = line.rule.options[0].args[1:2]
+                found[line.table][line.chain] = policy[0] if line.rule.command == "-P" and policy else "-"
             elif line.kind == "rule" and line.chain in HOOKS:
                 found[line.table].setdefault(line.chain, "ACCEPT")
         return found
@@ -142,8 +145,8 @@ class RuleSet:
             if line.rule.command == "-A":
                 found.setdefault(key, []).append(line)
             elif line.rule.command == "-I":
-                position = line.rule.options[0].args[1:2]
-                at = int(position[0]) - 1 if position and position[0].isdigit() else 0
+                position = "".join(line.rule.options[0].args[1:2])
+                at = int(position) - 1 if POSITION.fullmatch(position) else 0
                 found.setdefault(key, []).insert(at, line)
         return {key: tuple(lines) for key, lines in found.items()}
 

@@ -16,7 +16,7 @@ from .iptables import parse_rule
 from .parts import Part
 from .replies import Ports, Reply, UdpFlow, replies_by_hook
 from .ruleset import HOOKS, Line, Rule, RuleSet
-from .untracked import Exemption, exemptions, may_meet, seen_by
+from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
 DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 CHAIN_PREFIX = "stateless-"
@@ -155,6 +155,8 @@ def _may_depend(line: Line) -> bool:
             return True
         if (len(word) > 2 and word[:2] in ("-m", "-j", "-p", "-g")) or word in ("-g", "--goto") or "=" in word:
             return True
+        if word[:3] in ("--m", "--j", "--g") and word not in ("--match", "--jump"):
+            return True
     # for what later rules of the chain will see
     return len(words) <= 8
 
@@ -221,14 +223,24 @@ def _rewrite_states(work: _Work, line: Line) -> None:
     texts = _texts(work, line, chosen, exempt)
     if texts is None:
         return
+    _note_counting(work, line, states, chosen)
     if "UNTRACKED" in states:
         extra = _untracked_texts(work, line)
         if extra is None:
             return
         texts += extra
     _replace(work, line, texts, _reason(states, chosen), _widening(rule, states, chosen))
-    if rule.command == "-A":
-        _settle(work, line, states)
+    if rule.command == "-A" and ("UNTRACKED" in states or not work.exempt):
+        _settle(work, line, states)  # an exempt packet has passed by, whatever its part
+
+
+def _note_counting(work: _Work, line: Line, states: frozenset[str], chosen: selection.Selection) -> None:
+    """A limit on new flows becomes a limit on packets where no packet is known as the first."""
+    counting = [name for name in line.rule.matches if name in selection.COUNTING or name == "recent"]
+    each = [p for p in chosen.matched if p.group != "tcp" and p.state == "NEW" and not p.rare]
+    if counting and each and "NEW" in states and "ESTABLISHED" not in states:
+        work.notes[f"{work.ruleset.name}:{line.number}: -m {counting[0]} counts every packet of {described(each)} "
+                   "from now on, not only the first of each flow"] = None
 
 
 def _around(
@@ -243,6 +255,8 @@ def _around(
         return ()
     if rule.target == "ACCEPT" and states <= {"ESTABLISHED", "RELATED"}:
         return ()
+    if rule.target != "ACCEPT" and all(part.state == "INVALID" for part in chosen.matched):
+        return ()  # segments that no connection needs
     return tuple(e for e in _exemptions(work, line) if may_meet(rule, parse_rule(e.rule), work.ruleset.family))
 
 
@@ -304,10 +318,11 @@ def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
     """The rules that stand for UNTRACKED: one for each exemption that the raw table grants."""
     texts: list[str] = []
     for exemption in _exemptions(work, line):
-        if exemption.options is None or edit_conflict(line.rule, exemption):
+        options = merged(line.rule, parse_rule(exemption.rule))
+        if options is None or (options and exemption.options is None):
             _block_untracked(work, line, exemption)
             return None
-        texts.append(edit.rebuilt(line.rule, "", exemption.options))
+        texts += [edit.rebuilt(line.rule, "", text) for text in options]
     return texts
 
 
@@ -318,11 +333,6 @@ def _exemptions(work: _Work, line: Line) -> tuple[Exemption, ...]:
 def _block_untracked(work: _Work, line: Line, exemption: Exemption) -> None:
     _block(work, line, f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
            "name the ports in this rule instead of the state")
-
-
-def edit_conflict(rule: Rule, exemption: Exemption) -> bool:
-    """Whether *rule* and *exemption* both name a base option, which iptables allows once."""
-    return bool({o.name for o in rule.all("-p", "-s", "-d", "-i", "-o")} & set(exemption.base))
 
 
 def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str | None) -> None:

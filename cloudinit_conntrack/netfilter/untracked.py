@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .parts import groups_of
-from .replies import named_ports
+from .replies import named_ports, overlap, port_range, ports_text
 from .ruleset import Option, Rule, RuleSet
 from .stateful import is_notrack
 
@@ -14,11 +14,10 @@ from .stateful import is_notrack
 @dataclass(frozen=True)
 class Exemption:
     """One NOTRACK rule.  *options* are its matches as text, ``None`` where its place in the
-    raw table makes it depend on other rules; *base* names the base options among them."""
+    raw table makes it depend on other rules."""
 
     rule: str
     options: str | None
-    base: tuple[str, ...]
 
 
 def exemptions(ruleset: RuleSet) -> dict[str, tuple[Exemption, ...]]:
@@ -37,11 +36,12 @@ def exemptions(ruleset: RuleSet) -> dict[str, tuple[Exemption, ...]]:
 
 
 def _exemption(rule: Rule, plain: bool) -> Exemption:
-    matches = [o for o in rule.options[1:] if o.name not in ("-j", "-g", "--notrack")]
-    matches = [o for o in matches if o.name != "--comment" and not _is_comment(o)]
-    base = tuple(o.name for o in matches if o.name in ("-p", "-s", "-d", "-i", "-o"))
-    text = " ".join(rule.text[o.start : o.end] for o in matches)
-    return Exemption(rule.text, text if plain else None, base)
+    text = " ".join(rule.text[o.start : o.end] for o in _matches(rule))
+    return Exemption(rule.text, text if plain else None)
+
+
+def _matches(rule: Rule) -> list[Option]:
+    return [o for o in rule.options[1:] if o.name not in ("-j", "-g", "--notrack", "--comment") and not _is_comment(o)]
 
 
 def _is_comment(option: Option) -> bool:
@@ -75,3 +75,26 @@ def may_meet(one: Rule, two: Rule, family: str) -> bool:
 def _share(one: Rule, two: Rule, name: str) -> bool:
     first, second = (named_ports(rule, name, f"{name}s") for rule in (one, two))
     return not first or not second or any(a <= d and c <= b for a, b in first for c, d in second)
+
+
+def merged(rule: Rule, exempt: Rule) -> tuple[str, ...] | None:
+    """The options that make *rule* match what *exempt* exempts: none where no packet can match
+    both, ``None`` where the two name an option that iptables allows once and cannot be merged."""
+    found: list[str] = []
+    for option in _matches(exempt):
+        own = rule.first(option.name)
+        if option.name == "-m" and option.value in ("tcp", "udp"):
+            found += [] if option.value in rule.matches else ["-m " + option.value]
+        elif own is None or option.name == "-m" or (option.name == "-p" and own.value.lower() in ("all", "0", "any")):
+            found.append(exempt.text[option.start : option.end])
+        elif option.name in ("--sport", "--dport") and not own.negated and not option.negated:
+            mine, theirs = port_range(own.value), port_range(option.value)
+            if mine is None or theirs is None:
+                return None
+            common = overlap(mine, theirs)
+            if common is None:
+                return ()
+            found.append(f"{option.name} {ports_text(common)}")
+        elif (own.negated, own.args) != (option.negated, option.args):
+            return () if option.name == "-p" and not own.negated and not option.negated else None
+    return (" ".join(found),)

@@ -35,7 +35,7 @@ class Suite:
     @property
     def rejects_unknown_keys(self) -> bool:
         """Whether its schema warns about top-level keys it does not know (23.4+)."""
-        return _numbers(self.version) >= (23, 4)
+        return numbers(self.version) >= (23, 4)
 
 
 SUITES = (
@@ -163,7 +163,8 @@ def _os_release(key: str) -> str:
     return found[1]
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """A version such as ``22.4.2``, to compare."""
     return tuple(int(part) for part in version.split("."))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 import pytest
 from chroots import SUITES, Suite, make_chroots
-from installation import bare_machine, installed_machine
-from machines import Machine
+from installation import bare_machine, installed_layer
+from machines import Machine, machine
+
+Installed = Callable[[Suite], AbstractContextManager[Machine]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,12 +37,23 @@ def chroots(request: pytest.FixtureRequest) -> dict[str, Path]:
 @pytest.fixture
 def bare(suite: Suite, chroots: dict[str, Path]) -> Iterator[Machine]:
     """A machine with cloud-init and stateful rules, without our package."""
-    with bare_machine(chroots[suite.name]) as machine:
-        yield machine
+    with bare_machine(chroots[suite.name]) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def installed_on(chroots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Makes machines with our package, listed in cloud.cfg as ``[conntrack, always]``."""
+
+    @cache
+    def layer(suite: Suite) -> Path:
+        return installed_layer(chroots[suite.name], tmp_path_factory.mktemp(suite.name))
+
+    return lambda suite: machine(layer(suite), chroots[suite.name])
 
 
 @pytest.fixture
-def installed(suite: Suite, chroots: dict[str, Path]) -> Iterator[Machine]:
-    """A machine with our package, listed in cloud.cfg as ``[conntrack, always]``."""
-    with installed_machine(chroots[suite.name]) as machine:
-        yield machine
+def installed(suite: Suite, installed_on: Installed) -> Iterator[Machine]:
+    """One such machine."""
+    with installed_on(suite) as made:
+        yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,11 @@ def bare_machine(chroot: Path) -> Iterator[Machine]:
         yield made
 
 
-@contextmanager
-def installed_machine(chroot: Path) -> Iterator[Machine]:
-    """The same with our package, and ``[conntrack, always]`` in cloud.cfg."""
+def installed_layer(chroot: Path, layer: Path) -> Path:
+    """Put on the bare machine our package, and ``[conntrack, always]`` in cloud.cfg.
+
+    *layer* becomes all that then differs from *chroot*, to mount machines with.
+    """
     with bare_machine(chroot) as made:
         target = made.root / DIST_PACKAGES.lstrip("/")
         shutil.copy(MODULE, target)
@@ -38,7 +41,8 @@ def installed_machine(chroot: Path) -> Iterator[Machine]:
             names = (MODULE.name, PACKAGE.name)
             boot.run("python3", "-m", "compileall", "-q", *(f"{DIST_PACKAGES}/{name}" for name in names))
         _list_module(made.root / "etc/cloud/cloud.cfg")
-        yield made
+        subprocess.run(["cp", "-a", f"{made.changed}/.", layer], check=True, timeout=60)
+    return layer
 
 
 def _list_module(config: Path) -> None:

@@ -122,7 +122,7 @@ class Machine:
 
     @property
     def changed(self) -> Path:
-        """The upper layer: whatever is in there differs from the chroot."""
+        """The upper layer: whatever is in there differs from the layers it was made with."""
         return Path(f"/proc/{self.keeper}/root{self.mount_point}/upper")
 
     @contextmanager
@@ -140,13 +140,16 @@ class Machine:
 
 
 @contextmanager
-def machine(chroot: Path) -> Iterator[Machine]:
-    """A new machine with *chroot* on its disk, gone at the end of the block."""
-    mount_point = chroot.parent / "machine"
+def machine(*layers: Path) -> Iterator[Machine]:
+    """A new machine with *layers* on its disk, gone at the end of the block.
+
+    The last layer is the chroot, those before it lie on top.
+    """
+    mount_point = layers[-1].parent / "machine"
     mount_point.mkdir(exist_ok=True)
     command = [
         "unshare", "--mount", "--propagation", "private",
-        "sh", "-c", DISK, "disk", str(mount_point), str(chroot),
+        "sh", "-c", DISK, "disk", str(mount_point), ":".join(map(str, layers)),
     ]
     with _kept(command) as keeper:
         yield Machine(keeper, mount_point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 
-from chroots import Suite
+from chroots import Suite, numbers
 from installation import MODULE
 from machines import Machine
 
@@ -23,6 +23,15 @@ print(json.dumps({
 }))
 """
 STANDARD_LIBRARY = {"functools", "logging"}
+
+
+def test_the_cloud_init_is_the_one_meant(suite: Suite, bare: Machine) -> None:
+    with bare.boot() as boot:
+        version = boot.run("cloud-init", "--version").split()[-1]
+    if suite.name == "sid":  # moves on
+        assert numbers(version) >= numbers(suite.version)
+    else:
+        assert f"{version}.".startswith(f"{suite.version}.")
 
 
 def test_its_syntax_is_python_3_6() -> None:

@@ -174,8 +174,9 @@ def test_full_guest_has_services_a_network_and_a_disk(new_guest: NewGuest) -> No
     rule = "iptables -A INPUT -m state --state NEW -j ACCEPT"
     assert guest.run(f"{rule} && modprobe -r nf_conntrack").stderr.strip().endswith("is in use.")
     guest.check("echo kept >/etc/kept; echo other >/usr/bin/cloudinit-conntrack")
-    with pytest.raises(GuestError, match="within 1 s"):
-        guest.run("sleep 30", timeout=1)
+    with pytest.raises(GuestError, match="in time"):
+        guest.run("sleep 3; echo late", timeout=1)
+    assert guest.check("echo next") == "next\n"  # the late answer is not taken for this one
 
 
 def test_full_guest_keeps_its_disk_over_a_reboot(new_guest: NewGuest) -> None:

@@ -62,16 +62,37 @@ def _conversations(before: Observed, after: Observed, unanswered: Sequence[str])
 
 
 def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> List[str]:
-    if before == after:
-        return []
     text = f"{probe}: was {before}; is {after}"
     if before.arrived and not after.arrived:
-        return [f"lost: {text}"]
-    if before.arrived == after.arrived:
-        return [f"answered otherwise: {text}"]
-    if is_handshake(probe):
-        return [f"A HANDSHAKE IS LET IN: {text}"]
-    return [] if covered(probe, stated) else [f"let in, and nothing says so: {text}"]
+        return [f"lost: {text}"] if matters(probe) else []
+    if after.arrived and not before.arrived:
+        if is_handshake(probe):
+            return [f"A HANDSHAKE IS LET IN: {text}"]
+        return [] if covered(probe, stated) else [f"let in, and nothing says so: {text}"]
+    return [] if _same_answer(probe, before, after, stated) else [f"answered otherwise: {text}"]
+
+
+def _same_answer(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> bool:
+    """Whether the answers are the same, or one is let out now and a widening says so."""
+    if before.answer == after.answer or (probe.cut and not after.answer):
+        return True  # nothing answers a fragment
+    if before.answer or not after.answer:
+        return False
+    kind, _, detail = after.answer.partition(" ")
+    return covered(Probe("out", kind, detail), stated)
+
+
+def matters(probe: Probe) -> bool:
+    """Whether a packet can be a part of a connection, so that losing it is a loss.
+
+    TCP segments without SYN, ACK and RST are no part of any; TCP headers cut in two are sent
+    by nobody but an attacker; ICMP types that are no query, reply or error have no connection.
+    """
+    if probe.kind == "tcp":
+        return probe.cut != "tiny" and (bool(set("AR") & set(probe.detail)) or is_handshake(probe))
+    if probe.kind == "icmp":
+        return int(probe.detail.split("/")[0]) in (0, 3, 8, 11, 12, 1, 2, 128, 129, *range(130, 137), 143)
+    return True
 
 
 def is_handshake(probe: Probe) -> bool:

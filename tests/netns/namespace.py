@@ -75,11 +75,13 @@ class Namespace:
         assert not check or done.returncode == 0, f"{argv} in {self.name}: {done.returncode} {done.stderr}\n{stdin}"
         return done
 
-    def sysctl(self, values: Dict[str, object]) -> None:
-        """Set kernel parameters of the namespace; each must exist."""
+    def sysctl(self, values: Dict[str, object], missing_ok: bool = False) -> None:
+        """Set kernel parameters of the namespace."""
         with self.inside():
             for name, value in values.items():
-                Path("/proc/sys", name.replace(".", "/")).write_text(str(value), encoding="ascii")
+                path = Path("/proc/sys", name.replace(".", "/"))
+                if path.exists() or not missing_ok:
+                    path.write_text(str(value), encoding="ascii")
 
     def read(self, path: str) -> str:
         """A file below ``/proc/net`` as the namespace sees it (``nf_conntrack``, ``snmp``)."""

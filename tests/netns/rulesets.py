@@ -218,11 +218,11 @@ CASES = (
 -A INPUT -i lo -j ACCEPT
 -A INPUT -m state --state ESTABLISHED,RELATED -j ACCEPT
 -A INPUT -s {client} -m state --state NEW -j ACCEPT
--A FORWARD -s {clients} -m state --state NEW -j ACCEPT
+-A FORWARD -s {clients} -m state --state NEW,ESTABLISHED -j ACCEPT
 -A FORWARD -d {clients} -m state --state ESTABLISHED,RELATED -j ACCEPT
 -A INPUT -s {backend} -p tcp -m state --state NEW -m tcp --dport 80 -j ACCEPT
 """,
-        works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "tcp in 23 caller closes", "udp in 9999", "ping in", "udp in 53 big",
+        works=(*SSH_WORKS[:2], *OUT_WORKS, *DNS_WORKS, "tcp in 23 caller closes", "udp in 9999", "ping in", "udp in 53 big",
                "tcp through 8080 called closes", "udp through 53", "ping through"),
         refused=("tcp back 8080 called closes", "ping back", "udp back 53"),
         unanswered=("udp through 53", "udp through 53 big", "udp on 9 is refused"),
@@ -303,7 +303,7 @@ CASES = (
 :trusted - [0:0]
 {discovery}
 -A INPUT -i lo -j ACCEPT
--A INPUT -p tcp -m multiport --dports 22,80,443 -m state --state NEW,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp -m multiport --dports 22,80,443,8080 -m state --state NEW,ESTABLISHED -j ACCEPT
 -A INPUT -p udp -m multiport --sports 53,123 -m state --state ESTABLISHED -j ACCEPT
 -A INPUT -p tcp -m multiport --sports 25,80,8080 -m state --state ESTABLISHED -j ACCEPT
 -A INPUT -p {icmp} -m state --state RELATED -j ACCEPT

@@ -40,7 +40,14 @@ SYSCTLS: Dict[str, object] = {
     "net.ipv4.tcp_synack_retries": 0, "net.ipv4.tcp_max_syn_backlog": 8192,
     "net.ipv4.ping_group_range": "0 2147483647",
 }  # fmt: skip
-PER_NAMESPACE_SINCE_6_13 = ("net.ipv4.icmp_msgs_per_sec", "net.ipv4.icmp_msgs_burst")
+# Not every kernel has these in every namespace, or before a module is loaded.
+WHERE_THEY_EXIST: Dict[str, object] = {
+    "net.ipv4.icmp_msgs_per_sec": 100_000, "net.ipv4.icmp_msgs_burst": 100_000,
+    # fragments whose others were refused do not fill the memory for later ones
+    "net.ipv4.ipfrag_time": 2, "net.ipv4.ipfrag_high_thresh": 1 << 28,
+    "net.ipv6.ip6frag_time": 2, "net.ipv6.ip6frag_high_thresh": 1 << 28,
+    "net.netfilter.nf_conntrack_frag6_timeout": 2, "net.netfilter.nf_conntrack_frag6_high_thresh": 1 << 28,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,19 +117,9 @@ def topology() -> Iterator[Topology]:
 def _prepare(made: Topology) -> None:
     for namespace in made.all:
         namespace.sysctl(SYSCTLS)
-        with namespace.inside():
-            for name in PER_NAMESPACE_SINCE_6_13:
-                _raise_limit(name)
+        namespace.sysctl(WHERE_THEY_EXIST, missing_ok=True)
     for namespace in (made.router, made.host):
         namespace.sysctl({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
-
-
-def _raise_limit(name: str) -> None:
-    try:
-        with open("/proc/sys/" + name.replace(".", "/"), "w", encoding="ascii") as file:
-            file.write("100000")
-    except FileNotFoundError:
-        pass  # older kernels have it in the first namespace only, and answer 1,000 a second
 
 
 def _link(made: Topology) -> None:

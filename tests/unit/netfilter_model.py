@@ -10,6 +10,7 @@ import ipaddress
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 SYN, ACK, RST, FIN = 2, 16, 4, 1
@@ -28,7 +29,6 @@ class Packet:
     dport: int = 0
     flags: int = 0
     icmp_type: int = 0
-    state: str = ""
     interface: str = "eth0"
     source: str = STRANGER
     destination: str = HERE
@@ -40,7 +40,7 @@ class Packet:
         return self.protocol == "tcp" and self.flags & (SYN | ACK | RST | FIN) == SYN
 
 
-Match = Callable[[Packet], bool]
+Match = Callable[[Packet, str], bool]
 
 
 @dataclass(frozen=True)
@@ -97,27 +97,27 @@ class Firewall:
         else:
             raise AssertionError(f"the model does not know {line!r}")
 
-    def send(self, hook: str, packet: Packet, table: str = "filter") -> Outcome:
-        """Walk *packet* through *hook*, its state already decided."""
+    def send(self, hook: str, packet: Packet, state: str = "", table: str = "filter") -> Outcome:
+        """Walk *packet* through *hook*, in the *state* that conntrack gave it."""
         logged: list[str] = []
-        verdict, rule = self._walk(table, hook, packet, logged, 0)
+        verdict, rule = self._walk(table, hook, packet, state, logged, 0)
         if verdict in ("", "RETURN"):
             verdict, rule = self.policies.get((table, hook), "ACCEPT"), "policy"
         return Outcome("DROP" if verdict == "REJECT" else verdict, tuple(logged), rule)
 
     def _walk(
-        self, table: str, chain: str, packet: Packet, logged: list[str], depth: int
+        self, table: str, chain: str, packet: Packet, state: str, logged: list[str], depth: int
     ) -> tuple[str, str]:
         assert depth < 20, "a loop"
         for rule in self.chains.get((table, chain), ()):
-            if not all(match(packet) for match in rule.matches):
+            if not all(match(packet, state) for match in rule.matches):
                 continue
             if rule.log:
                 logged.append(rule.log)
             if rule.target in ("ACCEPT", "DROP", "REJECT", "RETURN"):
                 return rule.target, rule.text
             if (table, rule.target) in self.chains:
-                verdict, decided = self._walk(table, rule.target, packet, logged, depth + 1)
+                verdict, decided = self._walk(table, rule.target, packet, state, logged, depth + 1)
                 if verdict not in ("", "RETURN"):
                     return verdict, decided
                 if rule.goto:
@@ -132,7 +132,7 @@ class Firewall:
         raw = "OUTPUT" if hook == "OUTPUT" else "PREROUTING"
         rules = self.chains.get(("raw", raw), ())
         return any(
-            r.target in ("CT", "NOTRACK") and all(match(packet) for match in r.matches) for r in rules
+            r.target in ("CT", "NOTRACK") and all(match(packet, "") for match in r.matches) for r in rules
         )
 
 
@@ -147,7 +147,7 @@ def _rule(text: str, words: list[str]) -> Rule:
             continue
         if word == "-m":
             module = words.pop(0)
-            matches += [lambda p: p.chance] if module == "limit" else []
+            matches += [lambda p, s: p.chance] if module == "limit" else []
         elif word in ("-j", "-g"):
             target, goto = words.pop(0), word == "-g"
         elif word == "--log-prefix":
@@ -167,33 +167,33 @@ def _match(word: str, words: list[str], negated: bool) -> Match:
     if word == "--tcp-flags":
         return _flags(_bits(value), _bits(words.pop(0)), negated)
     if word == "-p":
-        return (lambda p: not negated) if value in ("all", "0") else _equal("protocol", PROTOCOLS[value], negated)
+        return (lambda p, s: not negated) if value in ("all", "0") else _equal("protocol", PROTOCOLS[value], negated)
     if word in ("--dport", "--sport"):
         return _port(word[2:], [value], negated)
     if word in ("--dports", "--sports"):
         return _port(word[2:-1], value.split(","), negated)
     if word in ("--icmp-type", "--icmpv6-type"):
         number = ICMP_NAMES[value] if value in ICMP_NAMES else int(value)
-        return lambda p: p.protocol == "icmp" and (number in (-1, p.icmp_type)) != negated
+        return lambda p, s: p.protocol == "icmp" and (number in (-1, p.icmp_type)) != negated
     if word in ("--state", "--ctstate"):
         states = value.upper().split(",")
-        return lambda p: (p.state in states) != negated
+        return lambda p, s: (s in states) != negated
     if word in ("-i", "-o"):
         return _equal("interface", value, negated)
     if word in ("-s", "-d"):
         network = ipaddress.ip_network(value)
         side = "source" if word == "-s" else "destination"
-        return lambda p: (ipaddress.ip_address(getattr(p, side)) in network) != negated
+        return lambda p, s: (ipaddress.ip_address(getattr(p, side)) in network) != negated
     raise AssertionError(f"the model does not know {word!r}")
 
 
 def _equal(name: str, value: str, negated: bool) -> Match:
-    return lambda p: (getattr(p, name) == value) != negated
+    return lambda p, s: (getattr(p, name) == value) != negated
 
 
 def _port(side: str, items: list[str], negated: bool) -> Match:
     ranges = [(int(a or 0), int(b or 65535) if colon else int(a)) for a, colon, b in (i.partition(":") for i in items)]
-    return lambda p: (
+    return lambda p, s: (
         p.protocol in ("tcp", "udp") and any(a <= getattr(p, side) <= b for a, b in ranges) != negated
     )
 
@@ -203,7 +203,7 @@ def _bits(names: str) -> int:
 
 
 def _flags(mask: int, wanted: int, negated: bool) -> Match:
-    return lambda p: p.protocol == "tcp" and (p.flags & mask == wanted) != negated
+    return lambda p, s: p.protocol == "tcp" and (p.flags & mask == wanted) != negated
 
 
 # --- packets ---------------------------------------------------------------------------
@@ -215,8 +215,13 @@ DISCOVERY = {"ipv4": (), "ipv6": (130, 131, 132, 133, 134, 135, 136, 143)}
 OTHER_TYPES = {"ipv4": (4, 5, 9, 10, 13, 14, 17, 18, 30), "ipv6": (100, 137, 138, 139, 140, 200)}
 
 
-def universe(family: str) -> Iterator[Packet]:
+@cache
+def universe(family: str) -> tuple[Packet, ...]:
     """Packets of every kind that rules can tell apart, without a state."""
+    return tuple(dict.fromkeys(_universe(family)))
+
+
+def _universe(family: str) -> Iterator[Packet]:
     here, stranger = (HERE, STRANGER) if family == "ipv4" else ("2001:db8::5", "2001:db8:9::9")
     peer = PEER if family == "ipv4" else "2001:db8:1::1"
     base = Packet("tcp", source=stranger, destination=here)

@@ -27,8 +27,8 @@ def test_a_loaded_conntrack_with_all_that_revert_needs(fake_host: FakeHost) -> N
     fake_host.write("/sys/module/tun/parameters/x", "1\n")
     fake_host.write("/proc/sys/net/netfilter/nf_conntrack_count", "17\n")
     fake_host.write("/proc/sys/net/netfilter/nf_conntrack_frag6_timeout", "60\n")
-    fake_host.write(f"/lib/modules/{RELEASE}/modules.dep",
-                    "kernel/nf_conntrack.ko: kernel/nf_defrag_ipv4.ko\nkernel/xt_conntrack.ko: kernel/nf_conntrack.ko\n")
+    dep = "kernel/nf_conntrack.ko: kernel/nf_defrag_ipv4.ko\nkernel/xt_conntrack.ko: kernel/nf_conntrack.ko\n"
+    fake_host.write(f"/lib/modules/{RELEASE}/modules.dep", dep)
     found = observe_kernel(fake_host.root)
     assert (found.release, found.modular, found.locked, found.conntrack, found.proc_file) == (
         RELEASE, True, False, "loaded", True)

@@ -57,7 +57,8 @@ def test_our_block_stops_every_way_in(image: Path) -> None:
     found = modules.resolve(("nf_conntrack",), Root(str(image)))[0]
     assert found.effect == "blocked"
     assert found.evidence.endswith(": install /bin/false")
-    assert effects(image, "xt_conntrack", "iptable_nat", "xt_state", "ip_conntrack", "nf_conntrack_ipv4") == ["blocked"] * 5
+    names = ("xt_conntrack", "iptable_nat", "xt_state", "ip_conntrack", "nf_conntrack_ipv4")
+    assert effects(image, *names) == ["blocked"] * 5
     # the kernel's own requests, by alias
     assert effects(image, "nft-expr-ct", "nfnetlink-subsys-1", "ipt_NOTRACK") == ["blocked"] * 3
     assert effects(image, "x_tables", "nf_defrag_ipv4") == ["loads"] * 2
@@ -170,8 +171,8 @@ def test_sysctls_are_set_where_they_differ(fake_host: FakeHost) -> None:
     fake_host.boot(LOADED)
     same = fake_host.write("/proc/sys/net/netfilter/nf_conntrack_acct", "0\n")
     stamp = same.stat().st_mtime_ns
-    problems = modules.set_sysctls((("net.netfilter.nf_conntrack_max", "12345"), ("net.netfilter.nf_conntrack_acct", "0"),
-                                    ("net.netfilter.nf_conntrack_helper", "1")), fake_host.root)
+    values = (("max", "12345"), ("acct", "0"), ("helper", "1"))
+    problems = modules.set_sysctls([(f"net.netfilter.nf_conntrack_{name}", v) for name, v in values], fake_host.root)
     assert fake_host.read("/proc/sys/net/netfilter/nf_conntrack_max") == "12345\n"
     assert same.stat().st_mtime_ns == stamp
     assert len(problems) == 1

@@ -26,7 +26,8 @@ def listed(rules: str) -> str:
     return done.stdout
 
 
-INPUT = "table inet host { chain input { type filter hook input priority 0; %s } }"
+INPUT = "table inet host {\nchain input {\ntype filter hook input priority 0; %s\n}\n}\n"
+NAT = "table ip n {\nchain post {\ntype nat hook postrouting priority 100; %s\n}\n}\n"
 
 
 @pytest.mark.parametrize(("rules", "use"), [
@@ -35,10 +36,8 @@ INPUT = "table inet host { chain input { type filter hook input priority 0; %s }
     (INPUT % "tcp dport 22 notrack;", "chain input: notrack"),
     (INPUT % "ct count over 5 drop;", "chain input: ct count"),
     (INPUT % "meta mark set ct mark;", "chain input: ct"),
-    ("table ip n { chain post { type nat hook postrouting priority 100; } }", "chain post: type nat"),
-    ("table ip n { chain post { type nat hook postrouting priority 100; masquerade; } }",
-     "chain post: type nat; chain post: masquerade"),
-    ("table inet f { flowtable ft { hook ingress priority 0; devices = { lo }; } }", "flowtable ft: flowtable"),
+    (NAT % "", "chain post: type nat"),
+    (NAT % "masquerade;", "chain post: type nat; chain post: masquerade"),
 ])
 def test_what_needs_conntrack_is_said(rules: str, use: str) -> None:
     notes = notes_of(listed(rules))
@@ -48,9 +47,9 @@ def test_what_needs_conntrack_is_said(rules: str, use: str) -> None:
 
 
 @pytest.mark.parametrize("rules", [
-    INPUT % "tcp dport { 22, 80 } accept; ip saddr @x drop;" .replace("ip saddr @x drop;", ""),
+    INPUT % "tcp dport { 22, 80 } accept;",
     INPUT % "tcp flags & (ack|rst) != 0 accept;",
-    "table inet f { set s { type ipv4_addr; elements = { 10.0.0.1 } } chain ct { tcp dport 1 accept; } }",
+    "table inet f {\nset s {\ntype ipv4_addr; elements = { 10.0.0.1 }\n}\nchain conntrack {\ntcp dport 1 accept;\n}\n}",
     "",
 ])
 def test_stateless_rules_are_not_worth_a_word(rules: str) -> None:
@@ -58,17 +57,24 @@ def test_stateless_rules_are_not_worth_a_word(rules: str) -> None:
 
 
 def test_tables_of_iptables_are_left_to_iptables_unless_it_cannot_show_them() -> None:
-    text = listed("table ip filter { chain INPUT { type filter hook input priority 0; ct state new accept; } }")
+    text = listed((INPUT % "ct state new accept;").replace("inet host", "ip filter"))
     assert notes_of(text) == ()
     assert len(notes_of(text, frozenset({("ip", "filter")}))) == 1
 
 
 def test_many_uses_are_counted() -> None:
     rules = INPUT % "ct state new accept; notrack; ct mark set 1; ct count over 1 drop; meta mark set ct mark;"
-    rules += " table inet b { chain c { ct state new; } chain d { ct state new; } chain e { notrack; } chain f { ct mark 1; } }"
+    chains = "".join(f"chain {name} {{\nct state new;\n}}\n" for name in "cdef")
+    rules += f"table inet b {{\n{chains}}}\n"
     notes = notes_of(listed(rules))
     assert [note.split()[3:5] for note in notes] == [["inet", "b"], ["inet", "host"]]
     assert notes[0].endswith("; and 1 more)")
+
+
+@pytest.mark.parametrize("kind", ["flowtable", "ct helper", "ct timeout", "ct expectation", "synproxy"])
+def test_objects_that_this_kernel_may_lack(kind: str) -> None:
+    text = json.dumps({"nftables": [{kind: {"family": "inet", "name": "x", "table": "f", "handle": 2}}]})
+    assert notes_of(text) == (f"{PREFIX}table inet f uses conntrack ({kind} x: {kind})",)
 
 
 def test_garbage_is_an_error() -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fakehost import RELEASE, FakeHost, fake_host
+from fakehost import FAMILIES, RELEASE, FakeHost, fake_host
 
 from cloudinit_conntrack.errors import HostError
 from cloudinit_conntrack.host.entries import Direction, Entry, list_entries, parse_line
@@ -32,7 +32,7 @@ def test_a_whole_host(fake_host: FakeHost) -> None:
     fake_host.boot("xt_conntrack 16384 1 - Live 0x0\nnf_conntrack 172032 1 xt_conntrack, Live 0x0\n")
     fake_host.write("/proc/net/ip_tables_names", "filter\n")
     fake_host.stub("iptables-legacy-save", TABLE)
-    fake_host.stub("iptables", "iptables v1.8.9 (legacy)\n")
+    fake_host.stub("iptables-save", "iptables-save v1.8.9 (legacy)\n")
     fake_host.stub("modprobe", "install /bin/false \n")
     state = observe(fake_host.root)
     assert state.kernel is not None
@@ -49,12 +49,12 @@ def test_a_whole_host(fake_host: FakeHost) -> None:
 def test_looking_leaves_no_trace(fake_host: FakeHost) -> None:
     furnish(fake_host)
     fake_host.boot("")
-    fake_host.stub("iptables", "iptables v1.8.9 (nf_tables)\n")
+    fake_host.stub("iptables-save", "iptables-save v1.8.9 (nf_tables)\n")
     fake_host.stub("modprobe", "insmod x.ko\n")
     before = [(path, path.stat()) for path in sorted(fake_host.tree.rglob("*"))]
     observe(fake_host.root)
     assert [(path, path.stat()) for path in sorted(fake_host.tree.rglob("*"))] == before
-    assert {call[0] for call in fake_host.calls()} == {"iptables", "modprobe"}
+    assert {call[0] for call in fake_host.calls()} == {"iptables-save", "modprobe"}
 
 
 def test_an_image_tree_needs_no_command_and_no_kernel(fake_host: FakeHost) -> None:
@@ -69,8 +69,8 @@ def test_an_image_tree_needs_no_command_and_no_kernel(fake_host: FakeHost) -> No
 
 def test_a_bare_host_gives_an_empty_state(fake_host: FakeHost) -> None:
     fake_host.boot(None)
-    fake_host.without("iptables", "iptables-save", "iptables-nft-save", "ip6tables", "ip6tables-save",
-                      "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save", "modprobe", "nft")
+    fake_host.without(*(f"{family}{variant}-save" for family in FAMILIES for variant in ("", "-legacy", "-nft")),
+                      "modprobe", "nft")
     state = observe(fake_host.root)
     assert (state.saved, state.block, state.sshd_ports, state.default_backend) == ((), None, (22,), "legacy")
     assert not any(live.text for live in state.live)
@@ -80,7 +80,7 @@ def test_a_bare_host_gives_an_empty_state(fake_host: FakeHost) -> None:
 
 def test_more_modules_are_asked_about(fake_host: FakeHost) -> None:
     fake_host.boot("")
-    fake_host.stub("iptables", "iptables v1.4.7\n")
+    fake_host.stub("iptables-save", status=1)
     fake_host.stub("modprobe", "insmod x.ko\n")
     assert [r.name for r in observe(fake_host.root, extra=("sctp",)).resolutions] == [*INSTALL_BLOCKED, "sctp"]
 
@@ -112,8 +112,10 @@ PING = ("ipv4     2 icmp     1 29 src=127.0.0.1 dst=127.0.0.1 type=8 code=0 id=7
 
 
 @pytest.mark.parametrize(("line", "entry"), [
-    (UDP, Entry("ipv4", "udp", Direction("10.0.0.1", "10.0.0.2", 4000, 53), Direction("10.0.0.2", "10.0.0.1", 53, 4000))),
-    (TCP6, Entry("ipv6", "tcp", Direction("2001:db8::1", "fe80::2", 1, 443), Direction("fe80::2", "2001:db8::1", 443, 1))),
+    (UDP, Entry("ipv4", "udp", Direction("10.0.0.1", "10.0.0.2", 4000, 53),
+                Direction("10.0.0.2", "10.0.0.1", 53, 4000))),
+    (TCP6, Entry("ipv6", "tcp", Direction("2001:db8::1", "fe80::2", 1, 443),
+                 Direction("fe80::2", "2001:db8::1", 443, 1))),
     (PING, Entry("ipv4", "icmp", Direction("127.0.0.1", "127.0.0.1"), Direction("127.0.0.1", "127.0.0.1"))),
     ("something else", None),
     ("", None),

@@ -103,7 +103,7 @@ def test_a_hang_is_ended_with_its_children(fake_host: FakeHost) -> None:
     pids = fake_host.tree / "pids"
     Path(fake_host.path, "nft").write_text(f"#!/bin/sh\n/bin/sleep 600 &\necho $! $$ >{pids}\nwait\n")
     start = time.monotonic()
-    with pytest.raises(CommandError, match="did not end within 0.5 seconds and was killed"):
+    with pytest.raises(CommandError, match=r"did not end within 0\.5 seconds and was killed"):
         run(["nft"], timeout=0.5)
     assert time.monotonic() - start < 5
     assert all(gone(int(pid)) for pid in pids.read_text().split())
@@ -143,5 +143,5 @@ def test_a_private_namespace_is_another_one_and_ends() -> None:
 
 def test_where_namespaces_are_refused_it_is_said(fake_host: FakeHost) -> None:
     Path(fake_host.path, "unshare").write_text("#!/bin/sh\necho 'unshare: Operation not permitted' >&2\nexit 1\n")
-    with pytest.raises(CommandError, match="Operation not permitted.*run as root"), private_namespace():
+    with pytest.raises(CommandError, match=r"Operation not permitted.*run as root"), private_namespace():
         pytest.fail("there is no such namespace")

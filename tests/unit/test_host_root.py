@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ import pytest
 from cloudinit_conntrack.errors import HostError
 from cloudinit_conntrack.host.root import HOST, Root
 from cloudinit_conntrack.state import FileImage
+
+Act = Callable[[], object]
 
 
 @pytest.fixture
@@ -126,8 +128,9 @@ def test_no_link_leads_out(tree: Path, target: str) -> None:
     root = Root(str(tree))
     assert root.read_text("/etc/link") is None
     assert root.read_text("/etc/../../secret") is None
-    for act in (lambda: root.read_image("/etc/link"), lambda: root.remove("/etc/link"),
-                lambda: root.write_image("/etc/link", FileImage(b"x"))):
+    acts: tuple[Act, ...] = (lambda: root.read_image("/etc/link"), lambda: root.remove("/etc/link"),
+                             lambda: root.write_image("/etc/link", FileImage(b"x")))
+    for act in acts:
         with pytest.raises(HostError, match="symbolic link"):
             act()
     assert (tree.parent / "secret").read_text() == "secret"
@@ -163,8 +166,9 @@ def test_only_regular_files_are_read_or_replaced(tree: Path, kind: str) -> None:
         types = {"FIFO": stat.S_IFIFO, "device": stat.S_IFCHR, "socket": stat.S_IFSOCK}
         os.mknod(place, types[kind] | 0o644, os.makedev(1, 3))
     root = Root(str(tree))
-    for act in (lambda: root.read_image("/etc/trap"), lambda: root.read_text("/etc/trap"),
-                lambda: root.remove("/etc/trap"), lambda: root.write_image("/etc/trap", FileImage(b"x"))):
+    acts: tuple[Act, ...] = (lambda: root.read_image("/etc/trap"), lambda: root.read_text("/etc/trap"),
+                             lambda: root.remove("/etc/trap"), lambda: root.write_image("/etc/trap", FileImage(b"x")))
+    for act in acts:
         with pytest.raises(HostError, match=kind):
             act()
     assert stat.S_IFMT(place.lstat().st_mode) != stat.S_IFREG
@@ -199,8 +203,9 @@ def test_a_read_only_disk_says_so(small_disk: Path) -> None:
     (small_disk / "rules").write_bytes(b"old")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=20)
     root = Root(str(small_disk))
-    for act in (lambda: root.write_image("/rules", FileImage(b"x")), lambda: root.remove("/rules"),
-                lambda: root.make_private_dir("/private")):
+    acts: tuple[Act, ...] = (lambda: root.write_image("/rules", FileImage(b"x")), lambda: root.remove("/rules"),
+                             lambda: root.make_private_dir("/private"))
+    for act in acts:
         with pytest.raises(HostError, match=r"[Rr]ead-only.*mount the file system read-write"):
             act()
     assert (small_disk / "rules").read_bytes() == b"old"

@@ -5,6 +5,8 @@ The real kernel's answers are in test_host_real.py.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fakehost import FakeHost, fake_host
 
@@ -40,13 +42,15 @@ def test_each_back_end_is_asked_where_it_is_there_already(fake_host: FakeHost) -
 
 
 @pytest.mark.parametrize(("version", "backend"), [
-    ("iptables v1.8.9 (nf_tables)\n", "nft"), ("iptables v1.8.9 (legacy)\n", "legacy"), ("iptables v1.4.21\n", "legacy"),
+    ("echo iptables-save v1.8.9 (nf_tables)", "nft"),
+    ("echo iptables-save v1.8.9 (legacy)", "legacy"),
+    ("echo unrecognized option >&2; exit 1", "legacy"),
 ])
 def test_the_plain_commands_serve_the_back_end_they_are(fake_host: FakeHost, version: str, backend: str) -> None:
     for family in ("iptables", "ip6tables"):
         fake_host.without(*(f"{family}-{b}{verb}" for b in ("legacy", "nft") for verb in ("", "-save", "-restore")))
-        fake_host.stub(family, version)
-        fake_host.stub(f"{family}-save", TABLE)
+        quoted = version.replace("(", "'(").replace(")", ")'")
+        fake_host.stub(f"{family}-save", TABLE, script=f'case "$1" in --version) {quoted}; exit;; esac')
     fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
     if backend == "legacy":
         fake_host.write("/proc/net/ip_tables_names", "filter\n")
@@ -84,8 +88,18 @@ def test_another_namespace_is_asked_from_inside(fake_host: FakeHost) -> None:
 
 
 def test_a_host_without_iptables_has_no_default(fake_host: FakeHost) -> None:
-    fake_host.without("iptables")
+    fake_host.without("iptables-save")
     assert rules.default_backend() == ""
+
+
+@pytest.mark.parametrize(("program", "backend"), [("xtables-nft-multi", "nft"), ("xtables-legacy-multi", "legacy")])
+def test_the_program_behind_the_links_tells_the_back_end(fake_host: FakeHost, program: str, backend: str) -> None:
+    fake_host.stub(program)
+    place = Path(fake_host.path, "iptables-save")
+    place.unlink()
+    place.symlink_to(program)
+    assert rules.default_backend() == backend
+    assert fake_host.calls() == []
 
 
 # --- putting back ------------------------------------------------------------------------
@@ -132,7 +146,8 @@ def nft_host(host: FakeHost, saved: str, listed: str) -> None:
 def test_an_empty_nft_table_is_deleted(fake_host: FakeHost) -> None:
     nft_host(fake_host, EMPTY_RAW, '{"nftables": [{"chain": {"name": "OUTPUT"}}]}')
     rules.drop_table("nft", "ipv4", "raw", fake_host.root)
-    assert fake_host.calls("nft") == [("nft", "-j", "list", "table", "ip", "raw"), ("nft", "delete", "table", "ip", "raw")]
+    table = ("table", "ip", "raw")
+    assert fake_host.calls("nft") == [("nft", "-j", "list", *table), ("nft", "delete", *table)]
     assert fake_host.calls("iptables-nft-restore") == []
 
 

@@ -13,7 +13,7 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 
 
 def socket_line(port: int, inode: int, state: str = "0A") -> str:
-    return f"   0: 00000000:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1\n"
+    return f"   0: 00000000:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 {inode} 1\n"
 
 
 def process(host: FakeHost, pid: int, comm: str, *inodes: int) -> None:

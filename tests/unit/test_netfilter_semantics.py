@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +24,7 @@ def rewritten(text: str, family: str = "ipv4") -> Rewritten:
     return make_stateless(parse_ruleset(text, family, "in"))
 
 
-def judge(text: str, family: str = "ipv4") -> Rewritten:
+def judge(text: str, family: str = "ipv4", hooks: tuple[str, ...] = ("INPUT", "OUTPUT")) -> Rewritten:
     """Rewrite *text* and check every promise on every packet of the universe."""
     done = rewritten(text, family)
     if done.blockers:
@@ -36,7 +35,7 @@ def judge(text: str, family: str = "ipv4") -> Rewritten:
     again = rewritten(after, family)
     assert format_ruleset(again.ruleset) == after and not again.changes, f"G5:\n{after}"
     old, new = Firewall(text, family), Firewall(after, family)
-    for hook in ("INPUT", "OUTPUT"):
+    for hook in hooks:
         for packet in universe(family):
             judge_packet(old, new, hook, packet, done, f"{hook} {packet}\n{text}\n->\n{after}")
     return done
@@ -46,17 +45,18 @@ def judge_packet(
     old: Firewall, new: Firewall, hook: str, packet: Packet, done: Rewritten, story: str
 ) -> None:
     exempt = old.exempt(hook, packet)
-    usual = ("UNTRACKED",) if exempt else usual_states(packet, hook, old.family)
+    usual = usual_states(packet, hook, old.family)
+    usual = ("UNTRACKED",) if exempt and usual else usual
     stray = ("UNTRACKED",) if exempt else stray_states(packet, old.family)
     now = new.send(hook, packet)
     for state in usual:
-        before = old.send(hook, replace(packet, state=state))
+        before = old.send(hook, packet, state)
         assert before.verdict != "ACCEPT" or now.verdict == "ACCEPT", f"G2 ({state}): {story}"
-        if before.verdict == now.verdict and packet.protocol != "udp":
+        if before.verdict == now.verdict and packet.protocol != "udp" and not exempt:
             assert before.logged == now.logged, f"G2, logged ({state}): {story}"
     if now.verdict != "ACCEPT":
         return
-    refused = [s for s in stray if old.send(hook, replace(packet, state=s)).verdict != "ACCEPT"]
+    refused = [s for s in stray if old.send(hook, packet, s).verdict != "ACCEPT"]
     if refused:
         assert not packet.is_syn, f"G3, a SYN is let in ({refused}): {story}"
         assert stated(done.changes, packet), f"G3, not stated ({refused}): {story}\n{widenings(done.changes)}"
@@ -66,7 +66,7 @@ def widenings(changes: tuple[Change, ...]) -> list[str]:
     return [change.widens for change in changes if change.widens]
 
 
-WORDS = {"udp": ("UDP", "packets"), "icmp": ("ICMP", "echo", "errors", "packets"), "gre": ("packets",)}
+WORDS = {"udp": ("UDP", "packets"), "icmp": ("ICMP", "echo", "errors", "discovery", "packets"), "gre": ("packets",)}
 
 
 def stated(changes: tuple[Change, ...], packet: Packet) -> bool:
@@ -106,17 +106,36 @@ def in_family(protocol: str, family: str) -> str:
     return protocol.replace("ICMP", ICMP[family]).replace("TYPE", TYPE[family]).replace("ECHO", echo)
 
 
+def rule_of(states: tuple[str, ...], protocol: str, target: str, family: str, negated: str = "") -> str:
+    match = f"-m conntrack {negated}--ctstate {','.join(states)}"
+    return " ".join(f"-A INPUT {in_family(protocol, family)} {match} {target}".split())
+
+
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
-@pytest.mark.parametrize("negated", ["", "! "])
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_combination_of_states_and_protocols(family: str, negated: str, target: str) -> None:
+def test_every_combination_of_states_and_protocols(family: str, target: str) -> None:
+    policies = {"-j ACCEPT": ["DROP"], "-j DROP": ["ACCEPT"], "-j REJECT": ["ACCEPT"]}.get(target, ["DROP", "ACCEPT"])
     judged = 0
-    for states, protocol in itertools.product(SUBSETS, PROTOCOLS):
-        for policy in ("DROP", "ACCEPT"):
-            rule = f"-A INPUT {in_family(protocol, family)} -m conntrack {negated}--ctstate {','.join(states)} {target}"
-            done = judge(ruleset(" ".join(rule.split()), *USER_CHAINS, policy=policy), family)
-            judged += not done.blockers
-    assert judged > 300
+    for states, protocol, policy in itertools.product(SUBSETS, PROTOCOLS, policies):
+        done = judge(ruleset(rule_of(states, protocol, target, family), *USER_CHAINS, policy=policy), family, ("INPUT",))
+        judged += not done.blockers
+    assert judged > 200
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_negated_list_is_the_list_of_the_others(family: str, target: str) -> None:
+    for states, protocol in itertools.product(SUBSETS[:-1], PROTOCOLS):
+        others = tuple(state for state in STATES if state not in states)
+        plain = rewritten(ruleset(rule_of(others, protocol, target, family), *USER_CHAINS), family)
+        negated = rewritten(ruleset(rule_of(states, protocol, target, family, "! "), *USER_CHAINS), family)
+        assert [c.becomes for c in negated.changes] == [c.becomes for c in plain.changes]
+        assert [b.reason for b in negated.blockers] == [b.reason for b in plain.blockers]
+
+
+def test_what_no_state_is_left_for_never_matches() -> None:
+    done = rewritten(ruleset("-A INPUT -m state --state NEW -m state --state ESTABLISHED -j ACCEPT"))
+    assert [change.becomes for change in done.changes] == [()]
 
 
 # --- whole rule-sets -------------------------------------------------------------------
@@ -150,11 +169,15 @@ def rules(draw: st.DrawFn, family: str, chain: str, chains: tuple[str, ...]) -> 
 
 @st.composite
 def rulesets(draw: st.DrawFn, family: str, raw: bool) -> str:
-    """A filter table with user chains, and some NOTRACK rules where *raw*."""
+    """A filter table with user chains, and some NOTRACK rules where *raw*.
+
+    With those OUTPUT has no user chains: what is exempt on the one way only would block there.
+    """
     found: list[str] = []
-    for chain, reachable in (("INPUT", ("U1", "U2")), ("OUTPUT", ("U1",)), ("U1", ("U2",)), ("U2", ())):
-        found += draw(st.lists(rules(family, chain, reachable), max_size=4))
-    exempt = ("-p tcp --dport 22", "-p tcp --sport 22", "-p udp --dport 53", "-p tcp --dport 80", "-i lo")
+    output: tuple[str, ...] = () if raw else ("U1",)
+    for chain, reachable in (("INPUT", ("U1", "U2")), ("OUTPUT", output), ("U1", ("U2",)), ("U2", ())):
+        found += draw(st.lists(rules(family, chain, reachable), max_size=3 if raw else 4))
+    exempt = ("-p tcp --dport 22", "-p tcp --dport 22", "-p tcp --sport 22", "-p udp --dport 53", "-p tcp --dport 80", "-i lo")
     notrack: tuple[str, ...] = ()
     if raw:
         notrack = tuple(
