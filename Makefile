@@ -11,6 +11,7 @@ prepare: ## install what tests and demo need (Debian 12, root)
 	@tests/prepare
 
 demo: ## the main job in a guest: before, apply, second boot, revert
+	@command -v python3 >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends python3; }
 	python3 -m tests.guest.demo
 
 test: prepare ## everything that CI runs

@@ -24,7 +24,6 @@ from .shellvars import clean_modules_line
 from .state import FileImage, Kernel, LiveRules, SavedFile, State
 
 BLOCK_FILE = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
-SERVICE_HINT = "unload it at the next boot by 'mode: unload', which blocks it"
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     actions = draft.files + draft.rules + modules + block + entries
     if desired.mode == "notrack":
         actions = block + draft.files + draft.rules + entries
-    if draft.blockers:
-        actions = []
-    return Plan(desired.mode, tuple(actions), tuple(draft.blockers), tuple(draft.widenings), tuple(draft.findings))
+    if draft.blockers:  # nothing is done, so nothing is widened
+        return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings))
+    return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings))
 
 
 def _unsupported(draft: _Draft) -> None:
@@ -201,19 +200,27 @@ def _plan_saved(draft: _Draft, saved: SavedFile) -> None:
     _guard(draft, before, outcome.ruleset, saved.path)
     content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
     reason = _summary(outcome, draft.desired.mode)
-    draft.files.append(WriteFile(saved.path, saved.image, replace(saved.image, content=content), reason))
+    draft.files.append(WriteFile(saved.path, saved.image, _written(saved.image, content), reason))
 
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
+def _written(image: FileImage, content: bytes) -> FileImage:
+    """*image* with other content, and the time of its writing: backups must see that it changed."""
+    return replace(image, content=content, atime_ns=0, mtime_ns=0)
+
+
 def _summary(outcome: Rewritten, mode: str) -> str:
     count = len(outcome.changes)
-    what = "rules are added so that the flows bypass conntrack" if mode == "notrack" else (
-        "rules that depend on conntrack are rewritten"
-    )
-    return f"{count} {what}" if count != 1 else f"1 {what.replace('rules', 'rule').replace(' are ', ' is ', 1)}"
+    if mode == "notrack":
+        return f"{count} {'rule is' if count == 1 else 'rules are'} added so that the flows bypass conntrack"
+    if not count:
+        return "our own rules of 'mode: notrack' are taken out: NOTRACK holds conntrack in use"
+    fates = {"rewritten" if change.becomes else "removed": None for change in outcome.changes}
+    what = "rule that depends on conntrack is" if count == 1 else "rules that depend on conntrack are"
+    return f"{count} {what} {' or '.join(sorted(fates, reverse=True))}"
 
 
 def _report(draft: _Draft, outcome: Rewritten, where: str, key: str, before: RuleSet) -> None:
@@ -259,7 +266,7 @@ def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
     cleaned, removed = clean_modules_line(_text(saved.image.content))
     if not removed:
         return
-    image = replace(saved.image, content=cleaned.encode("utf-8", "surrogateescape"))
+    image = _written(saved.image, cleaned.encode("utf-8", "surrogateescape"))
     names = ", ".join(removed)
     draft.files.append(WriteFile(saved.path, saved.image, image, f"it loads {names} at every start of the firewall"))
     helpers = [n for n in removed if n.startswith(("nf_conntrack_", "ip_conntrack_", "nf_nat_", "ip_nat_"))]
@@ -276,13 +283,13 @@ def _unloading(draft: _Draft, kernel: Kernel) -> list[Action]:
     if kernel.conntrack == "builtin":
         draft.blockers.append(Item("module:builtin", f"kernel {kernel.release}",
                                    "nf_conntrack is built into this kernel and cannot be unloaded",
-                                   "use 'mode: stateless' (it then tracks nothing), or 'fallback: stateless'"))
+                                   "use 'mode: stateless': this kernel then tracks nothing"))
         return []
     order = kmod.unload_order(kernel.modules, draft.desired.modules.extra)
     if order and kernel.locked:
         draft.blockers.append(Item("module:locked", "kernel.modules_disabled = 1",
                                    "this kernel refuses to unload modules until the next boot",
-                                   "reboot with the block in place, or use 'fallback: stateless'"))
+                                   "apply before modules_disabled is set, after a reboot; or use 'mode: stateless'"))
         return []
     if order:
         for holder in foreign_holders(draft.state):
@@ -312,7 +319,7 @@ def _blocking(draft: _Draft) -> list[Action]:
     proofs: list[Action] = []
     if draft.state.kernel is not None:
         proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
-    image = replace(found, content=content) if found else FileImage(content)
+    image = _written(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
 
 

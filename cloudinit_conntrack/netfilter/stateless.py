@@ -327,7 +327,8 @@ def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
 
 
 def _exemptions(work: _Work, line: Line) -> tuple[Exemption, ...]:
-    return seen_by(work.exempt, work.ruleset.hooks.get((line.table, line.chain), HOOKS))
+    """Those whose packets *line* sees; a chain that nothing here reaches sees none of them."""
+    return seen_by(work.exempt, work.ruleset.hooks.get((line.table, line.chain), ()))
 
 
 def _block_untracked(work: _Work, line: Line, exemption: Exemption) -> None:

@@ -78,7 +78,7 @@ def test_objects_that_this_kernel_may_lack(kind: str) -> None:
 
 
 def test_garbage_is_an_error() -> None:
-    for text in ("", "[]x", "{}", "[" * 100_000):
+    for text in ("", "[]x", "{}", "[]", '{"nftables": [7]}', "[" * 100_000):
         with pytest.raises(HostError, match="no JSON that we know"):
             notes_of(text)
 
@@ -100,6 +100,8 @@ def test_a_table_that_iptables_cannot_show_is_looked_through(fake_host: FakeHost
     live = (LiveRules("nft", "ipv4", comment),)
     assert native_notes((), fake_host.root) == ()
     assert native_notes(live, fake_host.root) == (f"{PREFIX}table ip filter uses conntrack (chain x: notrack)",)
+    fake_host.stub("nft", '{"nftables": []}')
+    assert native_notes(live, fake_host.root) == (f"{PREFIX}table ip filter has rules that iptables does not show",)
     assert fake_host.calls()[0] == ("nft", "-j", "list", "ruleset")
     fake_host.without("nft")
     assert "install the package nftables" in native_notes(live, fake_host.root)[0]

@@ -5,6 +5,7 @@ The real kernel's answers are in test_host_real.py.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ __all__ = ["fake_host"]
 
 TABLE = "*filter\n:INPUT ACCEPT [0:0]\n[7:99] -A INPUT -j ACCEPT\nCOMMIT\n"
 EMPTY_RAW = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+NFT = "nft_compat 20480 0 - Live 0x0\nnf_tables 323584 1 nft_compat, Live 0x0\n"
 NOTHING = tuple(LiveRules(backend, family, "") for backend in ("legacy", "nft") for family in ("ipv4", "ipv6"))
 
 
@@ -28,7 +30,7 @@ def test_nothing_is_asked_where_asking_could_load(fake_host: FakeHost) -> None:
 
 
 def test_each_back_end_is_asked_where_it_is_there_already(fake_host: FakeHost) -> None:
-    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    fake_host.boot(NFT)
     fake_host.write("/proc/net/ip6_tables_names", "filter\n")
     fake_host.write("/proc/net/ip_tables_names", "")
     fake_host.stub("ip6tables-legacy-save", TABLE)
@@ -51,8 +53,9 @@ def test_the_plain_commands_serve_the_back_end_they_are(fake_host: FakeHost, ver
         fake_host.without(*(f"{family}-{b}{verb}" for b in ("legacy", "nft") for verb in ("", "-save", "-restore")))
         quoted = version.replace("(", "'(").replace(")", ")'")
         fake_host.stub(f"{family}-save", TABLE, script=f'case "$1" in --version) {quoted}; exit;; esac')
-    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    fake_host.boot(NFT)
     if backend == "legacy":
+        fake_host.stub("nft", '{"nftables": []}')
         fake_host.write("/proc/net/ip_tables_names", "filter\n")
         fake_host.write("/proc/net/ip6_tables_names", "filter\n")
     assert rules.default_backend() == backend
@@ -69,7 +72,7 @@ def test_legacy_tables_that_nobody_can_read_are_an_error(fake_host: FakeHost) ->
 
 
 def test_a_failing_save_is_an_error_and_no_empty_rule_set(fake_host: FakeHost) -> None:
-    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    fake_host.boot(NFT)
     fake_host.stub("iptables-nft-save", "*filter\n", "netlink: no buffer space\n", 1)
     with pytest.raises(CommandError, match="iptables-nft-save -c: exit status 1: netlink: no buffer space"):
         rules.live_rules(fake_host.root)
@@ -85,6 +88,37 @@ def test_another_namespace_is_asked_from_inside(fake_host: FakeHost) -> None:
     assert fake_host.calls() == [
         ("nsenter", "--net=/run/netns/blue", "--", "cat", "/proc/net/ip_tables_names"),
         ("nsenter", "--net=/run/netns/blue", "--", "iptables-legacy-save", "-c")]
+
+
+INCOMPATIBLE = "# Table `filter' is incompatible, use 'nft' tool.\n"
+
+
+@pytest.mark.parametrize(("expression", "text"), [
+    ({"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}, INCOMPATIBLE),
+    ({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, INCOMPATIBLE),
+    ({"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "10.0.0.1"}}, TABLE),
+    ({"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lo"}}, TABLE),
+    ({"counter": {"packets": 0, "bytes": 0}}, TABLE),
+    ({"jump": {"target": "x"}}, TABLE),
+    ({"xt": None}, INCOMPATIBLE),
+])
+def test_extensions_are_not_loaded_by_looking(fake_host: FakeHost, expression: object, text: str) -> None:
+    """Without nft_compat, iptables-nft-save runs only on rules that it shows by itself."""
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    rule = {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "expr": [expression, {"accept": None}]}}
+    fake_host.stub("nft", json.dumps({"nftables": [{"metainfo": {}}, rule]}))
+    fake_host.stub("iptables-nft-save", TABLE)
+    assert rules.saved_text("nft", "ipv4", fake_host.root).text == text
+
+
+def test_tables_of_iptables_names_are_not_missed_where_there_is_no_iptables(fake_host: FakeHost) -> None:
+    fake_host.boot(NFT)
+    fake_host.without(*(f"iptables{variant}-save" for variant in ("", "-nft", "-legacy")))
+    chain = {"chain": {"family": "ip", "table": "filter", "name": "INPUT"}}
+    fake_host.stub("nft", json.dumps({"nftables": [chain]}))
+    assert rules.saved_text("nft", "ipv4", fake_host.root).text == INCOMPATIBLE
+    fake_host.stub("nft", json.dumps({"nftables": [{"table": {"family": "ip", "name": "filter"}}]}))
+    assert rules.saved_text("nft", "ipv4", fake_host.root).text == ""
 
 
 def test_a_host_without_iptables_has_no_default(fake_host: FakeHost) -> None:
@@ -137,7 +171,7 @@ def test_no_restore_command_at_all(fake_host: FakeHost) -> None:
 
 
 def nft_host(host: FakeHost, saved: str, listed: str) -> None:
-    host.boot("nf_tables 323584 0 - Live 0x0\n")
+    host.boot(NFT)
     host.stub("iptables-nft-save", saved)
     host.stub("iptables-nft-restore")
     host.stub("nft", listed)
