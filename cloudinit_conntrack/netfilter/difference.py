@@ -6,12 +6,14 @@ goto, RETURN, policies; every table that a packet passes), not from what the rew
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .packets import Box, PacketSet
 from .parts import TCP, icmp_parts
 from .ruleset import Rule, RuleSet
+from .stateful import is_notrack
 from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
 from .universe import make_universe, matched
 
@@ -37,14 +39,22 @@ class Told:
     hook: str
     packets: str
 
+    def __str__(self) -> str:
+        return f"{self.hook}: {self.packets}"
+
 
 @dataclass(frozen=True)
 class Difference:
-    """*widened*: accepted after and, for packets of no connection, not before.  *narrowed*: packets
-    of a connection that were accepted before and are not after."""
+    """What two rule-sets let through otherwise.
 
-    widened: tuple[Told, ...]
-    narrowed: tuple[Told, ...]
+    *widened*: packets of no connection that are accepted after and were not before;
+    *handshakes* those of them that open a TCP connection (a lone SYN).  *narrowed*: packets
+    of a connection that were accepted before and are not after.
+    """
+
+    widened: tuple[Told, ...] = ()
+    narrowed: tuple[Told, ...] = ()
+    handshakes: tuple[Told, ...] = ()
 
 
 def compare(before: RuleSet, after: RuleSet) -> Difference:
@@ -54,25 +64,49 @@ def compare(before: RuleSet, after: RuleSet) -> Difference:
     """
     universe = make_universe((before, after), before.family)
     space = universe.space
-    widened: list[Told] = []
-    narrowed: list[Told] = []
+    found: list[tuple[list[Told], list[Told], list[Told]]] = []
     for hook in PATHS:
         old, new = accepted(universe, before, hook), accepted(universe, after, hook)
         if old is new:
             continue
-        more = space.both(space.without(new, old), _stray(universe))
-        less = space.both(space.without(old, new), _running(universe))
-        widened += _told(universe, hook, space.any_of(more, STATE))
-        narrowed += _told(universe, hook, space.any_of(less, STATE))
-    return Difference(tuple(widened), tuple(narrowed))
+        more = space.any_of(space.both(space.without(new, old), _stray(universe)), STATE)
+        running = _running(universe)
+        less = space.any_of(space.both(space.without(old, new), running), STATE)
+        kept = space.any_of(space.both(space.both(old, new), running), STATE)
+        opening = space.both(more, _handshake(universe))
+        found.append((_told(universe, hook, more), _lost(universe, hook, less, kept), _told(universe, hook, opening)))
+    return Difference(*(tuple(told for one in found for told in one[kind]) for kind in range(3)))
 
 
 def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:
-    """The packets that come through every table at *hook*."""
+    """The packets, each with its state, that come through every table at *hook*.
+
+    What the raw table exempts from tracking has no other state than UNTRACKED.
+    """
+    space = universe.space
     found: PacketSet = True
     for table, chain in PATHS[hook]:
-        found = universe.space.both(found, _Walk(universe, ruleset, table).builtin(chain))
+        found = space.both(found, _Walk(universe, ruleset, table).builtin(chain))
+    exempt = _exempt(universe, ruleset, PATHS[hook][0][1])
+    if exempt is False:
+        return found
+    untracked = space.box({STATE: universe.state_mask("UNTRACKED")})
+    whatever = space.any_of(space.both(found, untracked), STATE)
+    return space.either(space.without(found, exempt), space.both(whatever, exempt))
+
+
+def _exempt(universe: Universe, ruleset: RuleSet, chain: str) -> PacketSet:
+    """What the NOTRACK rules of a raw chain match; rules before them are taken to let it through."""
+    found: PacketSet = False
+    for line in ruleset.appended.get(("raw", chain), ()):
+        if is_notrack(line.rule):
+            found = universe.space.either(found, matched(universe, line.rule))
     return found
+
+
+def _handshake(universe: Universe) -> PacketSet:
+    syn = sum(1 << flags for flags in TCP[0].flags)
+    return universe.space.box({PROTOCOL: universe.protocol_mask(6), DETAIL: syn})
 
 
 @dataclass
@@ -187,15 +221,27 @@ def _told(universe: Universe, hook: str, found: PacketSet) -> list[Told]:
     return [Told(hook, text) for text in texts if text]
 
 
+def _lost(universe: Universe, hook: str, less: PacketSet, kept: PacketSet) -> list[Told]:
+    """*less* in words; where most UDP is lost, it is shorter to say which is *kept*."""
+    space = universe.space
+    udp = space.box({PROTOCOL: universe.protocol_mask(17)})
+    lost, left = space.both(less, udp), space.both(kept, udp)
+    if sum(1 for _ in space.boxes(lost)) <= sum(1 for _ in space.boxes(left)) + 1:
+        return _told(universe, hook, less)
+    others = [told.packets for told in _told(universe, hook, left)]
+    told = [Told(hook, "UDP datagrams, except " + ("; ".join(others) or "none"))]
+    return told + _told(universe, hook, space.without(less, udp))
+
+
 def _words(universe: Universe, box: Box, hook: str) -> str:
     """One box in words: ``TCP segments with ACK or RST set to port 22 from 10.0.0.0/8``."""
     words = [" or ".join(_kinds(universe, box))]
     if not words[0]:
-        return ""
+        return ""  # only values that no packet has, such as a 65th set of TCP flags
     space = universe.space
     for dimension, text in ((SPORT, "from port"), (DPORT, "to port")):
         if dimension in box and box[dimension] != space.full(dimension):
-            words.append(f"{text} {_intervals(universe.ports, box[dimension], str)}")
+            words.append(f"{text} {_ports(universe, box[dimension])}")
     for dimension, text in ((SOURCE, "from"), (DESTINATION, "to")):
         if dimension in box and box[dimension] != space.full(dimension):
             words.append(f"{text} {_addresses(universe, box[dimension])}")
@@ -208,7 +254,7 @@ def _words(universe: Universe, box: Box, hook: str) -> str:
         if dimension >= FIRST_OPEN:
             condition = universe.open_conditions[dimension - FIRST_OPEN]
             words.append(f"{'where' if mask == 2 else 'unless'} {condition!r} holds")
-    return ", ".join(words[:1]) + (" " + " ".join(words[1:]) if words[1:] else "")
+    return " ".join(words)
 
 
 def _kinds(universe: Universe, box: Box) -> Iterator[str]:
@@ -274,20 +320,26 @@ def _runs(mask: int) -> Iterator[tuple[int, int]]:
             at += 1
 
 
-def _intervals(cuts: tuple[int, ...], mask: int, name: type[str]) -> str:
-    spans = [(cuts[first], cuts[end] - 1) for first, end in _runs(mask)]
-    return ", ".join(name(a) if a == b else f"{a}-{b}" for a, b in spans)
+def _either_way(full: int, mask: int) -> tuple[str, int]:
+    """*mask*, or what is not in it with "any but" before it, whichever has fewer runs."""
+    other = full & ~mask
+    return ("any but ", other) if len(list(_runs(other))) < len(list(_runs(mask))) else ("", mask)
+
+
+def _ports(universe: Universe, mask: int) -> str:
+    word, mask = _either_way(universe.space.full(DPORT), mask)
+    spans = [(universe.ports[first], universe.ports[end] - 1) for first, end in _runs(mask)]
+    return word + ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def _addresses(universe: Universe, mask: int) -> str:
-    import ipaddress
-
     make = ipaddress.IPv4Address if universe.family == "ipv4" else ipaddress.IPv6Address
+    word, mask = _either_way(universe.space.full(SOURCE), mask)
     spans = [(make(universe.addresses[a]), make(universe.addresses[b] - 1)) for a, b in _runs(mask)]
     networks = [n for first, last in spans for n in ipaddress.summarize_address_range(first, last)]
-    if len(networks) <= 6:
-        return ", ".join(str(n) for n in networks)
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    if len(networks) <= 2 * len(spans):
+        return word + ", ".join(str(n) for n in networks)
+    return word + ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def _interfaces(universe: Universe, mask: int) -> str:

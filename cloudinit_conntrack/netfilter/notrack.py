@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from . import edit, selection, stateful
 from .iptables import parse_rule
-from .parts import FLAG_BITS, Part
+from .parts import FLAG_BITS, SYN_ONLY, Part
 from .reach import Packet, syn, verdicts
 from .replies import Ports, Reply, named_ports, ports_text
 from .ruleset import Line, Rule, RuleSet
@@ -130,6 +130,8 @@ def _both_ways(flow: Flow, hooks: tuple[str, str]) -> list[str]:
     """
     there, back = hooks
     request, reply = _match(flow, "d"), _match(flow, "s")
+    if flow.protocol == "tcp" and back == "PREROUTING":
+        reply += f" ! --tcp-flags {' '.join(SYN_ONLY)}"  # a backend may also open connections, from that port too
     loop = reply if there == "OUTPUT" else request
     return [f"-A {there} {request} {NOTRACK}", f"-A {back} {reply} {NOTRACK}", f"-A OUTPUT -o lo {loop} {NOTRACK}"]
 

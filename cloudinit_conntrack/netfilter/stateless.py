@@ -8,12 +8,10 @@ conntrack is a blocker; nothing is dropped silently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from . import edit, selection, stateful
+from . import edit, effects, selection, stateful
 from .iptables import parse_rule
-from .parts import Part
 from .replies import Ports, Reply, UdpFlow, replies_by_hook
 from .ruleset import HOOKS, Line, Rule, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
@@ -223,24 +221,17 @@ def _rewrite_states(work: _Work, line: Line) -> None:
     texts = _texts(work, line, chosen, exempt)
     if texts is None:
         return
-    _note_counting(work, line, states, chosen)
+    for text in (effects.counted(rule, states, chosen), effects.lost(rule, states, chosen)):
+        if text:
+            work.notes[f"{work.ruleset.name}:{line.number}: {text}"] = None
     if "UNTRACKED" in states:
         extra = _untracked_texts(work, line)
         if extra is None:
             return
         texts += extra
-    _replace(work, line, texts, _reason(states, chosen), _widening(rule, states, chosen))
+    _replace(work, line, texts, effects.reason(rule, states, chosen), effects.widening(rule, states, chosen))
     if rule.command == "-A" and ("UNTRACKED" in states or not work.exempt):
         _settle(work, line, states)  # an exempt packet has passed by, whatever its part
-
-
-def _note_counting(work: _Work, line: Line, states: frozenset[str], chosen: selection.Selection) -> None:
-    """A limit on new flows becomes a limit on packets where no packet is known as the first."""
-    counting = [name for name in line.rule.matches if name in selection.COUNTING or name == "recent"]
-    each = [p for p in chosen.matched if p.group != "tcp" and p.state == "NEW" and not p.rare]
-    if counting and each and "NEW" in states and "ESTABLISHED" not in states:
-        work.notes[f"{work.ruleset.name}:{line.number}: -m {counting[0]} counts every packet of {described(each)} "
-                   "from now on, not only the first of each flow"] = None
 
 
 def _around(
@@ -251,7 +242,7 @@ def _around(
     Not around an ACCEPT of what belongs to connections: that is a widening, and told as one.
     """
     rule = line.rule
-    if "UNTRACKED" in states or not chosen.matched or rule.target in _WATCHING:
+    if "UNTRACKED" in states or not chosen.matched or rule.target in effects.WATCHING:
         return ()
     if rule.target == "ACCEPT" and states <= {"ESTABLISHED", "RELATED"}:
         return ()
@@ -342,53 +333,6 @@ def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str
         return
     work.lines.extend(replace(line, text=text, chain=parse_rule(text).chain) for text in texts)
     work.changes.append(Change(line.number, line.text, tuple(texts), reason, widens))
-
-
-def _reason(states: frozenset[str], chosen: selection.Selection) -> str:
-    names = ",".join(s for s in stateful.STATES if s in states) or "no state"
-    if not chosen.chosen:
-        return f"{names}: no packet that gets here can stand for it, so the rule never matches"
-    meanings = described(chosen.chosen)
-    lost = " (replies of protocols other than TCP, UDP and ICMP cannot be told apart and are left out)"
-    other = any(part.group == "other" for part in chosen.chosen)
-    return f"{names}: {meanings}" + (lost if "ESTABLISHED" in states and not other and len(chosen.pieces) > 3 else "")
-
-
-def described(parts: Sequence[Part]) -> str:
-    """*parts* in a few words: what belongs together is said together."""
-    names = {part.name for part in parts}
-    texts: dict[str, None] = {}
-    for part in parts:
-        if {"ack", "rst"} <= names and part.name in ("ack", "rst"):
-            texts["TCP segments with ACK or RST set"] = None
-        elif part.group == "icmp" and part.state == "RELATED":
-            texts["ICMP errors"] = None
-        elif part.group == "icmp" and part.state == "UNTRACKED":
-            texts["neighbour and listener discovery"] = None
-        else:
-            texts[part.meaning] = None
-    return "; ".join(texts)
-
-
-_WATCHING = frozenset(("", "LOG", "NFLOG", "ULOG"))
-
-
-def _widening(rule: Rule, states: frozenset[str], chosen: selection.Selection) -> str | None:
-    """Which packets of no connection the rule lets in now, or does not stop any more."""
-    if rule.target in _WATCHING:
-        return None
-    refuses = rule.target in ("DROP", "REJECT")
-    accepts = rule.target == "ACCEPT"
-    gained = () if refuses else tuple(p for p in chosen.matched if not p.stray <= states)
-    lost = () if accepts else tuple(p for p in chosen.missed if p.stray & states)
-    told = []
-    if gained:
-        told.append(f"{described(gained)} that belong to no connection are "
-                    + ("accepted" if accepts else f"sent to {rule.target}"))
-    if lost:
-        told.append(f"{described(lost)} that belong to no connection are "
-                    + ("not refused here" if refuses else f"not sent to {rule.target}"))
-    return "; ".join(told) or None
 
 
 def _drop_nat_table(work: _Work) -> None:

@@ -39,16 +39,31 @@ async def _observe(net: Topology, family: str, worked: Dict[str, str]) -> Observ
 
 
 def complaints(
-    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str] = ()
+    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str] = (),
+    stateless: bool = True,
 ) -> List[str]:
-    """What the rewrite changed and must not have, each for a person to read."""
+    """What the rewrite changed and must not have, for a person to read: like packets on one line."""
     found = list(_conversations(before, after, unanswered))
     stated = [change.widens for change in rewritten.changes if change.widens]
+    alike: Dict[Tuple[str, ...], List[Probe]] = {}
     for probe, fate in before.fates.items():
-        found += _about(probe, fate, after.fates[probe], stated)
-    if after.tracked:
+        wrong = _about(probe, fate, after.fates[probe], stated)
+        if wrong:
+            key = (wrong, probe.way, probe.kind, str(probe.dport or ""), probe.cut, str(fate), str(after.fates[probe]))
+            alike.setdefault(key, []).append(probe)
+    found += [_line(key, probes) for key, probes in alike.items()]
+    if after.tracked and stateless:
         found.append(f"conntrack still tracks: {after.tracked[0]}")
     return found
+
+
+def _line(key: Tuple[str, ...], probes: Sequence[Probe]) -> str:
+    wrong, way, kind, dport, cut, before, after = key
+    details = ",".join(dict.fromkeys(probe.detail or "-" for probe in probes))
+    sports = ",".join(dict.fromkeys(str(probe.sport) for probe in probes if probe.dport))
+    to = f" {sports}->{dport}" if dport else ""
+    fragments = f" in {cut} fragments" if cut else ""
+    return f"{wrong}: {way} {kind} {details}{to}{fragments}: was: {before}; is: {after}"
 
 
 def _conversations(before: Observed, after: Observed, unanswered: Sequence[str]) -> Iterator[str]:
@@ -61,15 +76,15 @@ def _conversations(before: Observed, after: Observed, unanswered: Sequence[str])
             yield f"conversation {name}: was {result}, is {now}"
 
 
-def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> List[str]:
-    text = f"{probe}: was {before}; is {after}"
+def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> str:
+    """What is wrong with the fate of a probe, or nothing."""
     if before.arrived and not after.arrived:
-        return [f"lost: {text}"] if matters(probe) else []
+        return "lost" if matters(probe) else ""
     if after.arrived and not before.arrived:
         if is_handshake(probe):
-            return [f"A HANDSHAKE IS LET IN: {text}"]
-        return [] if covered(probe, stated) else [f"let in, and nothing says so: {text}"]
-    return [] if _same_answer(probe, before, after, stated) else [f"answered otherwise: {text}"]
+            return "A HANDSHAKE IS LET IN"
+        return "" if covered(probe, stated) else "let in, and nothing says so"
+    return "" if _same_answer(probe, before, after, stated) else "answered otherwise"
 
 
 def _same_answer(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> bool:

@@ -218,7 +218,7 @@ def _drain(watched: Tap) -> Iterator[wire.Seen]:
 
 def everything(family: str) -> List[Probe]:
     """The whole matrix of probes."""
-    found = _tcp("in", (22, 23, 80, 9, 40000), (40000, 53, 80, 443, 123))
+    found = _tcp("in", (22, 23, 80, 9, 40000), (40000, 53, 80, 443, 123, 8080))
     found += _tcp("through", (8080, 23), (40000, 53)) + _tcp("back", (40000, 23), (40001, 8080))
     found += _tcp("out", (8080, 25, 9), (40000, 22, 80))
     found += _udp("in", (22, 53, 68, 123, 443, 514, 546, 9999, 1024, 32768, 40000, 60999, 61000))

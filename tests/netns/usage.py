@@ -63,9 +63,10 @@ def daily(net: Topology, made: World) -> Conversations:
 
     for port in (*HOST_PORTS, CLOSED):
         tcp("in", port, "caller closes", _caller_closes)
-    tcp("in", 22, "called closes", _called_closes)
-    tcp("in", 22, "caller resets", _caller_resets)
-    tcp("in", 22, "called resets", _called_resets)
+    for port in (22, 80):
+        tcp("in", port, "called closes", _called_closes)
+        tcp("in", port, "caller resets", _caller_resets)
+        tcp("in", port, "called resets", _called_resets)
     for way in ("out", "on", "through", "back"):
         tcp(way, 8080, "called closes", _called_closes)
         tcp(way, 8080, "called resets", _called_resets)
@@ -73,10 +74,10 @@ def daily(net: Topology, made: World) -> Conversations:
         udp(way, 53)
         udp(way, 53, "big", size=4000)
         udp(way, CLOSED, "is refused")
-    for port in (25, 80):
-        tcp("out", port, "caller closes", _caller_closes)
-    tcp("lo", 8080, "caller closes", _caller_closes)
+    for way, port in (("out", 25), ("out", 80), ("through", 80), ("back", 80), ("lo", 80), ("lo", 8080)):
+        tcp(way, port, "caller closes", _caller_closes)
     udp("lo", 53)
+    udp("lo", 443)
     for port in ANSWERED:
         udp("in", port)
     udp("in", 53, "big", size=4000)

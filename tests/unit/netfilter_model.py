@@ -65,6 +65,7 @@ class Firewall:
     """A rule-set that packets can be sent through."""
 
     def __init__(self, text: str, family: str = "ipv4") -> None:
+        self.text = text
         self.family = family
         self.policies: dict[tuple[str, str], str] = {}
         self.chains: dict[tuple[str, str], list[Rule]] = {}

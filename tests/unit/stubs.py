@@ -112,6 +112,8 @@ restore() {
     /bin/grep -Eq -- '-m (state|conntrack) ' "$K/in.$$" && want="xt_conntrack"
     /bin/grep -Eq -- '-j (CT|NOTRACK)' "$K/in.$$" && want="$want xt_CT"
     /bin/grep -q '^\*nat' "$K/in.$$" && want="$want iptable_nat"
+    /bin/grep -n -- '-m broken' "$K/in.$$" >"$K/broken.$$" &&
+        { echo "$me: line $(/usr/bin/cut -d: -f1 "$K/broken.$$") failed" >&2; exit 1; }
     for one in $want; do
         load "$one" || { echo "$me: line 1 failed" >&2; show; exit 1; }
     done
@@ -152,7 +154,7 @@ rmmod\ *)
     show ;;
 "nft -j list ruleset") echo '{"nftables": []}' ;;
 "nft -j list table "*) echo '{"nftables": []}' ;;
-"nft delete table "*) change "$@"; /bin/rm -f "$K/rules/nft-$([ "$4" = ip ] && echo ipv4 || echo ipv6)/$5" ;;
+"nft delete table "*) change "$@"; /bin/rm -f "$K/rules/nft-$([ "$3" = ip ] && echo ipv4 || echo ipv6)/$4" ;;
 
 cat\ *|cat) exec /bin/cat "$@" ;;
 *) echo "$me $*" >>"$K/strange"; exit 127 ;;
@@ -359,9 +361,10 @@ def die_at(number: int) -> None:
     seen = [0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        seen[0] += touching(event, args)
-        if seen[0] == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if touching(event, args):
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -47,6 +48,9 @@ def judge_packet(
     exempt = old.exempt(hook, packet)
     usual = usual_states(packet, hook, old.family)
     usual = ("UNTRACKED",) if exempt and usual else usual
+    if packet.protocol == "udp" and usual == ("NEW",) and answers(old.text, packet):
+        both = all(old.send(hook, packet, state).verdict == "ACCEPT" for state in ("NEW", "ESTABLISHED"))
+        usual = usual if both else ()  # it may be either: a request of its own, or a reply
     stray = ("UNTRACKED",) if exempt else stray_states(packet, old.family)
     now = new.send(hook, packet)
     for state in usual:
@@ -60,6 +64,13 @@ def judge_packet(
     if refused:
         assert not packet.is_syn, f"G3, a SYN is let in ({refused}): {story}"
         assert stated(done.changes, packet), f"G3, not stated ({refused}): {story}\n{widenings(done.changes)}"
+
+
+def answers(text: str, packet: Packet) -> bool:
+    """Whether *packet* comes from a UDP port that the rules name as one that is asked."""
+    items = [item for found in re.findall(r"-p udp .*--dports? (\S+)", text) for item in found.split(",")]
+    ranges = [(int(a), int(b or a)) for a, _, b in (item.partition(":") for item in items)]
+    return any(first <= packet.sport <= last for first, last in ranges)
 
 
 def widenings(changes: tuple[Change, ...]) -> list[str]:
