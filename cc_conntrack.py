@@ -44,11 +44,10 @@ def handle(name, cfg, cloud, args):
     Raises the package's own error when the section cannot be applied: cloud-init then
     reports the stage as failed, the host is as it was, and the next boot tries again.
     """
-    section = cfg.get("conntrack")
-    if section is None:
+    if "conntrack" not in cfg:
         LOG.debug("%s: no conntrack section", name)
         return
     from cloudinit_conntrack import boot
 
-    for line in boot.apply_section(section):
+    for line in boot.apply_section(cfg["conntrack"]):
         LOG.info("%s: %s", name, line)

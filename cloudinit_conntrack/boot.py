@@ -8,6 +8,7 @@ from .config import desired_from_section
 from .errors import ConntrackError
 from .host.inputs import is_superuser
 from .host.root import Root
+from .report import grouped
 from .run import applied
 
 
@@ -30,7 +31,6 @@ def apply_section(section: object) -> Iterator[str]:
     yield f"mode {report.mode}: {report.outcome.replace('-', ' ')}"
     for action in report.actions:
         yield f"{action.verb} {action.where}: {action.reason}"
-    for item in report.widenings:
-        yield f"accepted now and not before: {item.where}: {item.reason}"
-    for item in report.findings:
-        yield f"good to know: {item.where}: {item.reason}"
+    for title, items in (("accepted now and not before", report.widenings), ("good to know", report.findings)):
+        for reason, _, places in grouped(items):
+            yield f"{title}: {reason} ({', '.join(places)})"

@@ -28,6 +28,10 @@ class ConntrackError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}; {self.remedy}" if self.remedy else text
 
+    def __repr__(self) -> str:
+        # cloud-init puts the repr of an exception into its status
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class ConfigError(ConntrackError):
     """The ``conntrack:`` section cannot be used.  Exit code 2, nothing was changed."""

@@ -83,6 +83,8 @@ def put(path: str, image: FileImage | None, root: Root) -> None:
 def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
     root.sweep(action.path)
     found = root.read_image(action.path)
+    if _same(found, action.after) and (found is None or action.after is None or found.mtime_ns == action.after.mtime_ns):
+        return ()  # it was never done; where it could not be written, it could not be undone either
     notes: tuple[str, ...] = ()
     if found is not None and not _same(found, action.before) and not _same(found, action.after):
         aside = f"{KEPT}/{action.path.strip('/').replace('/', '_')}"

@@ -103,14 +103,18 @@ def _numbered(actions: tuple[Action, ...]) -> list[str]:
     return [f"  {n:>2}  {a.verb} {a.where}\n      {a.reason}" for n, a in enumerate(actions, 1)]
 
 
-def _grouped(items: Sequence[Item]) -> list[str]:
-    """Items that say the same of several places are told once."""
+def grouped(items: Sequence[Item]) -> list[tuple[str, str, list[str]]]:
+    """(reason, remedy, places) of *items*: what is said of several places is said once."""
     places: dict[tuple[str, str], list[str]] = {}
     for item in items:
         places.setdefault((item.reason, item.remedy), []).append(item.where)
+    return [(reason, remedy, wheres) for (reason, remedy), wheres in places.items()]
+
+
+def _grouped(items: Sequence[Item]) -> list[str]:
     return [
         "\n".join([f"  {where}" for where in wheres] + [f"      {reason}"] + ([f"      -> {remedy}"] if remedy else []))
-        for (reason, remedy), wheres in places.items()
+        for reason, remedy, wheres in grouped(items)
     ]
 
 

@@ -31,7 +31,7 @@ def applied(
         report = Report(desired.mode, "failed", message=str(failed))
     if live:
         try:
-            root.make_directory("/run/cloudinit-conntrack")
+            root.make_directory(journalfile.REPORTS)
             root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
         except HostError as unwritten:  # what was done is done all the same
             report = _with_notes(report, (f"this report is not kept for others: {unwritten}",))

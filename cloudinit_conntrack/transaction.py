@@ -7,8 +7,6 @@ the rest.  Actions look before they act, so doing or undoing one twice does no h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Callable
 
@@ -51,7 +49,7 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
     Raises what failed, after everything was rolled back (unless ``on_failure: keep``);
     RollbackError when undoing failed in part.
     """
-    with _alone(root):
+    with journalfile.alone(root):
         notes = _recover(root, progress)
         plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
         if plan.blockers:
@@ -169,7 +167,7 @@ def revert(root: Root, progress: Progress) -> Reverted:
     Behind a failure the older applies are undone too, and stay in the journal: the next try
     begins at the newest again, and must come out at what was before the oldest.
     """
-    with _alone(root):
+    with journalfile.alone(root):
         entries = journalfile.read(root)
         undone: list[Action] = []
         problems: list[str] = []
@@ -192,13 +190,3 @@ def _after_undo(entry: Entry, root: Root) -> None:
     """Unload what was loaded only because of us, while that is still known: within one boot."""
     if entry.boot == journalfile.boot_id(root):
         perform.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)
-
-
-@contextmanager
-def _alone(root: Root) -> Iterator[None]:
-    """Only one apply or revert at a time; the second is refused at once."""
-    root.make_private_dir(journalfile.DIRECTORY)
-    with root.lock(journalfile.LOCK) as free:
-        if not free:
-            raise HostError("another cloudinit-conntrack is at work", journalfile.LOCK, "wait for it and try again")
-        yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .. import journal
 from ..errors import HostError
@@ -12,9 +14,9 @@ from ..state import FileImage
 from .root import Root
 
 DIRECTORY = os.path.dirname(journal.PATH)
-LOCK = f"{DIRECTORY}/lock"
+REPORTS = "/run/cloudinit-conntrack"
 DESIRED = f"{DIRECTORY}/desired.json"
-RESULT = "/run/cloudinit-conntrack/result.json"
+RESULT = f"{REPORTS}/result.json"
 
 
 def read(root: Root) -> tuple[Entry, ...]:
@@ -69,3 +71,20 @@ def kept_desired(root: Root) -> object | None:
 def boot_id(root: Root) -> str:
     """The kernel's boot id; empty for an image tree."""
     return (root.read_text("/proc/sys/kernel/random/boot_id") or "").strip()
+
+
+@contextmanager
+def alone(root: Root) -> Iterator[None]:
+    """Only one apply or revert at a time; the second is refused at once.
+
+    The lock of a running host lies in /run: a refused apply leaves no trace on disk.
+    """
+    place = REPORTS if root.is_host else DIRECTORY
+    if root.is_host:
+        root.make_directory(place)
+    else:
+        root.make_private_dir(place)
+    with root.lock(f"{place}/lock") as free:
+        if not free:
+            raise HostError("another cloudinit-conntrack is at work", f"{place}/lock", "wait for it and try again")
+        yield

@@ -277,6 +277,6 @@ def _canonical(name: str) -> str:
     """The one name of a long option; getopt_long takes a unique beginning for the whole."""
     if name in COMMANDS or name in BASE:
         return COMMANDS.get(name) or BASE[name]
-    whole = {long for long in (*BASE, *COMMANDS, "--state", "--ctstate") if long.startswith(name)} if name[2:] else set()
+    whole = [long for long in (*BASE, *COMMANDS, "--state", "--ctstate") if name[2:] and long.startswith(name)]
     meant = {COMMANDS.get(long) or BASE.get(long, long) for long in whole}
     return meant.pop() if len(meant) == 1 else name

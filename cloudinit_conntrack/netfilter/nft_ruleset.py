@@ -209,16 +209,19 @@ def parse_nft(text: str, name: str = "<stdin>") -> NftRuleSet:
     decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
     entries: list[Entry] = []
     at = start.end()
-    while not (end := _TAIL.match(text, at)) or entries or end.end() != len(text):
+    while not (entries and text[at : at + 1] != ",") and not _closed(text, at):
+        at += bool(entries)
         entry, at = _entry(text, at, decoder, name, entries)
         entries.append(entry)
-        if text[at : at + 1] != ",":
-            break
-        at += 1
     end = _TAIL.match(text, at)
     if not end or end.end() != len(text):
         _fail("the array of objects is not closed", text, at, name, "expected ',' and an object, or ']}' and the end")
     return NftRuleSet(name, tuple(entries), start.group(), end.group())
+
+
+def _closed(text: str, at: int) -> bool:
+    end = _TAIL.match(text, at)
+    return end is not None and end.end() == len(text)
 
 
 def _refuse_bytes(text: str, name: str) -> None:

@@ -186,8 +186,8 @@ def matched(universe: Universe, rule: Rule) -> PacketSet:
         if protocol_of(option):
             narrow(PROTOCOL, universe.protocol_mask(protocol_of(option)), option.negated)
     for option in rule.all("--syn", "--tcp-flags"):
-        mask, wanted = SYN_ONLY if option.name == "--syn" else (*option.args, "", "")[:2]
-        narrow(DETAIL, sum(1 << f for f in flags_matching(mask, wanted)), option.negated)
+        flags, wanted = SYN_ONLY if option.name == "--syn" else (*option.args, "", "")[:2]
+        narrow(DETAIL, sum(1 << f for f in flags_matching(flags, wanted)), option.negated)
         narrow(PROTOCOL, universe.protocol_mask(6))
     wanted_type = icmp_type_of(rule, universe.family)
     if wanted_type is not None and wanted_type >= 0:

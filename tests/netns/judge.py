@@ -43,7 +43,7 @@ def complaints(
     stateless: bool = True,
 ) -> List[str]:
     """What the rewrite changed and must not have, for a person to read: like packets on one line."""
-    found = list(_conversations(before, after, unanswered))
+    found = list(_conversations(before, after, rewritten, unanswered))
     stated = [change.widens for change in rewritten.changes if change.widens]
     alike: Dict[Tuple[str, ...], List[Probe]] = {}
     for probe, fate in before.fates.items():
@@ -66,14 +66,25 @@ def _line(key: Tuple[str, ...], probes: Sequence[Probe]) -> str:
     return f"{wrong}: {way} {kind} {details}{to}{fragments}: was: {before}; is: {after}"
 
 
-def _conversations(before: Observed, after: Observed, unanswered: Sequence[str]) -> Iterator[str]:
+def _conversations(
+    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str]
+) -> Iterator[str]:
+    texts = [*rewritten.notes, *(change.reason for change in rewritten.changes)]
+    said = any(LOST_UDP.search(text) for text in texts)
     for name, result in before.conversations.items():
         now = after.conversations[name]
         # nothing answers a fragment, so what refuses a big datagram may be silent now
         still_refused = name.endswith(" big") and "ok" not in (now, result)
-        gone = name in unanswered and result == "ok" and now != "ok"
-        if now != result and not still_refused and not gone:
-            yield f"conversation {name}: was {result}, is {now}"
+        if now == result or still_refused:
+            continue
+        if name in unanswered and result == "ok":
+            if not said:
+                yield f"conversation {name}: its answer is lost, and nothing says so"
+            continue
+        yield f"conversation {name}: was {result}, is {now}"
+
+
+LOST_UDP = re.compile(r"(not let through|cannot|lost|no longer|left out).*UDP|UDP.*(not let through|cannot|lost|no longer|left out)")
 
 
 def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> str:

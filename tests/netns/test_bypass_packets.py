@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Dict, Iterator, List, Tuple
 
@@ -105,19 +106,24 @@ def _the_case_is_what_it_says(case: Case, before: Observed) -> None:
 
 
 def _entries(observed: Observed, family: str) -> Dict[Tuple[str, str, str, int], List[str]]:
-    """flow -> the conntrack entries of its conversations, whichever way round they were made."""
-    found: Dict[Tuple[str, str, str, int], List[str]] = {}
-    for protocol, caller, called, port in OF_FLOWS:
-        ends = [f"{side}={ip_address(address(family, name)).exploded}" for side, name in (("src", caller), ("dst", called))]
-        back = [f"{side}={ip_address(address(family, name)).exploded}" for side, name in (("src", called), ("dst", caller))]
-        there = " ".join(ends)
-        again = " ".join(back)
-        found[protocol, caller, called, port] = [
-            line for line in observed.tracked
-            if f" {protocol} " in line and ((there in line and f" dport={port} " in line)
-                                            or (again in line and f" sport={port} " in line))
-        ]  # fmt: skip
-    return found
+    """flow -> the conntrack entries of its conversations."""
+    return {flow: [line for line in observed.tracked if _is_of(line, family, *flow)] for flow in OF_FLOWS}
+
+
+# The first of an entry's two directions is that of the packet that made it.
+MADE_BY = re.compile(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
+
+
+def _is_of(line: str, family: str, protocol: str, caller: str, called: str, port: int) -> bool:
+    """Whether an entry was made by a flow's request, or by its answer (where only that was tracked)."""
+    found = MADE_BY.search(line)
+    if found is None or f" {protocol} " not in line:
+        return False
+    source, destination, sport, dport = found.groups()
+    there = tuple(ip_address(address(family, name)).exploded for name in (caller, called))
+    return ((source, destination) == there and dport == str(port)) or (
+        (destination, source) == there and sport == str(port)
+    )
 
 
 def _of_port(observed: Observed, port: int) -> List[str]:

@@ -18,7 +18,7 @@ for file in in.*; do
   "$2-restore" < "$file" > "err.${file#in.}" 2>&1
   echo $? > "rc.${file#in.}"
   "$2-save" > "out.${file#in.}"
-  for table in filter raw mangle nat; do "$2" -t "$table" -F; "$2" -t "$table" -X; done 2> /dev/null
+  for table in filter raw mangle nat security; do "$2" -t "$table" -F; "$2" -t "$table" -X; done 2> /dev/null
 done
 true
 """

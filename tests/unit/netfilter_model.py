@@ -15,6 +15,7 @@ from functools import cache
 FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 SYN, ACK, RST, FIN = 2, 16, 4, 1
 PEER, STRANGER, HERE = "10.0.0.1", "192.0.2.9", "198.51.100.5"
+PEER6, STRANGER6, HERE6 = "2001:db8:1::1", "2001:db8:9::9", "2001:db8::5"
 ICMP_NAMES = {"echo-request": 8, "echo-reply": 0, "destination-unreachable": 3, "any": -1}
 PROTOCOLS = {"tcp": "tcp", "6": "tcp", "udp": "udp", "17": "udp", "icmp": "icmp", "icmpv6": "icmp",
              "ipv6-icmp": "icmp", "gre": "gre", "47": "gre"}  # fmt: skip
@@ -179,6 +180,9 @@ def _match(word: str, words: list[str], negated: bool) -> Match:
     if word in ("--state", "--ctstate"):
         states = value.upper().split(",")
         return lambda p, s: (s in states) != negated
+    if word == "--dst-type":
+        assert value == "LOCAL"
+        return lambda p, s: (p.destination in (HERE, HERE6)) != negated
     if word in ("-i", "-o"):
         return _equal("interface", value, negated)
     if word in ("-s", "-d"):
@@ -223,8 +227,8 @@ def universe(family: str) -> tuple[Packet, ...]:
 
 
 def _universe(family: str) -> Iterator[Packet]:
-    here, stranger = (HERE, STRANGER) if family == "ipv4" else ("2001:db8::5", "2001:db8:9::9")
-    peer = PEER if family == "ipv4" else "2001:db8:1::1"
+    here, stranger = (HERE, STRANGER) if family == "ipv4" else (HERE6, STRANGER6)
+    peer = PEER if family == "ipv4" else PEER6
     base = Packet("tcp", source=stranger, destination=here)
     out = Packet("tcp", source=here, destination=peer)
     for flags in range(64):

@@ -99,21 +99,21 @@ change() {  # every command that changes the kernel comes through here
 }
 
 save() {
-    [ -e "$K/on-save" ] && . "$K/on-save"
-    for table in "$K/rules/$backend-$family"/*; do
-        case $table in *\*) ;; *) /bin/cat "$table" ;; esac
-    done
+    set -- "$K/rules/$backend-$family"/*
+    [ ! -e "$1" ] || exec /bin/cat "$@"
 }
 
 restore() {
-    /bin/cat >"$K/in.$$"
     case " $* " in *" --test "*) exit 0 ;; esac  # no proof, as with the real ones
     change "$@"
-    /bin/grep -Eq -- '-m (state|conntrack) ' "$K/in.$$" && want="xt_conntrack"
-    /bin/grep -Eq -- '-j (CT|NOTRACK)' "$K/in.$$" && want="$want xt_CT"
-    /bin/grep -q '^\*nat' "$K/in.$$" && want="$want iptable_nat"
-    /bin/grep -n -- '-m broken' "$K/in.$$" >"$K/broken.$$" &&
-        { echo "$me: line $(/usr/bin/cut -d: -f1 "$K/broken.$$") failed" >&2; exit 1; }
+    /bin/cat >"$K/in.$me"
+    want=$(/usr/bin/awk '
+        /-m broken/ { print "broken", NR; exit }
+        /-m (state|conntrack) / { want["xt_conntrack"] }
+        /-j (CT|NOTRACK)/ { want["xt_CT"] }
+        /^\*nat/ { want["iptable_nat"] }
+        END { for (one in want) print one }' "$K/in.$me")
+    case $want in broken*) echo "$me: line ${want#* } failed" >&2; exit 1 ;; esac
     for one in $want; do
         load "$one" || { echo "$me: line 1 failed" >&2; show; exit 1; }
     done
@@ -122,9 +122,8 @@ restore() {
             /^#/ { next }
             /^\*/ { file = place substr($1, 2); printf "" >file }
             /^-/ { $0 = "[0:0] " $0 }
-            { print >file }' "$K/in.$$"
+            { print >file }' "$K/in.$me"
     fi
-    /bin/rm "$K/in.$$"
     show
 }
 
@@ -135,7 +134,7 @@ unshare\ * | nsenter\ *) exec "/usr/bin/$me" "$@" ;;
 *-save\ *) save ;;
 *-restore\ *) restore "$@" ;;
 "modprobe -n -v -D "*)
-    /bin/grep -qs "^install nf_conntrack /bin/false" "$ROOT"/etc/modprobe.d/*.conf &&
+    [ -e "$ROOT/etc/modprobe.d/00-cloudinit-conntrack.conf" ] &&
         echo "install /bin/false" || echo "insmod /lib/modules/$4.ko" ;;
 modprobe\ *)
     change "$@"

@@ -1,0 +1,293 @@
+"""nft's JSON in words: the syntax of nft(8), for people and as a stable name of a condition.
+
+What we do not know is written as compact JSON, so no text ever hides a difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Callable
+
+from .nft_ruleset import Entry, Json
+
+_BARE_META = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
+_QUOTED = frozenset(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind", "sdif", "sdifname"))
+_BITS = frozenset(("|", "&", "^", "<<", ">>"))
+_FLAGGED = frozenset(("flags", "state", "status"))
+
+
+def rule_text(entry: Entry) -> str:
+    """A rule with its place: ``inet filter input ct state new accept``."""
+    return " ".join((*entry.place, statements_text(entry)))
+
+
+def statements_text(entry: Entry) -> str:
+    """The statements of a rule, comment included."""
+    words = [statement_text(statement) for statement in entry.statements]
+    comment = entry.body.get("comment")
+    return " ".join(words + ([f"comment {_quoted(comment)}"] if isinstance(comment, str) else []))
+
+
+def object_text(entry: Entry) -> str:
+    """Any entry in a few words: ``chain ip nat prerouting { type nat hook prerouting priority -100 }``."""
+    if entry.kind == "rule":
+        return rule_text(entry)
+    base = entry.base
+    hook = f" {{ type {base.kind} hook {base.hook} priority {base.priority}; policy {base.policy}; }}" if base else ""
+    where = entry.table if entry.kind == "table" else entry.place
+    return " ".join((entry.kind, *where)) + hook
+
+
+def statement_text(statement: Mapping[str, Json]) -> str:
+    """One statement."""
+    kind, body = next(iter(statement.items()))
+    writer = _STATEMENTS.get(kind)
+    try:
+        return writer(body) if writer else (kind if body is None else _raw(statement))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return _raw(statement)
+
+
+def expression_text(value: Json) -> str:
+    """One expression."""
+    if isinstance(value, bool):
+        return "exists" if value else "missing"
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, str):
+        return value if value.startswith("@") or _is_bare(value) else _quoted(value)
+    if isinstance(value, list):
+        return ",".join(expression_text(item) for item in value)
+    if not isinstance(value, dict) or len(value) != 1:
+        return _raw(value)
+    kind, body = next(iter(value.items()))
+    try:
+        if kind in _BITS:
+            return f" {kind} ".join(_operand(item) for item in body)
+        writer = _EXPRESSIONS.get(kind)
+        return writer(body) if writer else _raw(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return _raw(value)
+
+
+def _raw(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_bare(text: str) -> bool:
+    return bool(text) and all(letter.isalnum() or letter in "._-:/" for letter in text)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _operand(value: Json) -> str:
+    text = expression_text(value)
+    if isinstance(value, list):
+        return "(" + " | ".join(expression_text(item) for item in value) + ")"
+    return f"({text})" if isinstance(value, dict) and next(iter(value)) in _BITS else text
+
+
+# --- expressions -----------------------------------------------------------------------
+
+
+def _payload(body: Json) -> str:
+    if "base" in body:
+        return f"@{body['base']},{body['offset']},{body['len']}"
+    return f"{body['protocol']} {body['field']}"
+
+
+def _meta(body: Json) -> str:
+    return str(body["key"]) if body["key"] in _BARE_META else f"meta {body['key']}"
+
+
+def _ct(body: Json) -> str:
+    return " ".join(["ct", *([body["dir"]] if "dir" in body else []), body["key"]])
+
+
+def _set(body: Json) -> str:
+    return f"{{ {', '.join(_member(item) for item in body)} }}" if isinstance(body, list) else _member(body)
+
+
+def _member(item: Json) -> str:
+    if isinstance(item, list) and len(item) == 2:
+        value = item[1]
+        verdict = isinstance(value, dict) and next(iter(value)) in _STATEMENTS
+        return f"{expression_text(item[0])} : {statement_text(value) if verdict else expression_text(value)}"
+    return _operand(item).strip("()") if isinstance(item, dict) else expression_text(item)
+
+
+def _element(body: Json) -> str:
+    words = [expression_text(body["val"])]
+    words += [f"{key} {body[key]}s" for key in ("timeout", "expires") if key in body]
+    words += [statement_text({key: body[key]}) for key in ("counter", "limit", "quota") if key in body]
+    words += [f"comment {_quoted(body['comment'])}"] if "comment" in body else []
+    return " ".join(words)
+
+
+def _fields(word: str) -> Callable[[Json], str]:
+    return lambda body: " ".join([word, str(body["name"]), *([str(body["field"])] if "field" in body else [])])
+
+
+def _hash(word: str) -> Callable[[Json], str]:
+    def text(body: Json) -> str:
+        words = [word, *([expression_text(body["expr"])] if "expr" in body else [])]
+        words += [body["mode"]] if "mode" in body else []
+        words += ["mod", str(body["mod"])]
+        words += ["seed", str(body["seed"])] if "seed" in body else []
+        return " ".join(words + (["offset", str(body["offset"])] if body.get("offset") else []))
+
+    return text
+
+
+_EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
+    "payload": _payload,
+    "meta": _meta,
+    "ct": _ct,
+    "set": _set,
+    "elem": _element,
+    "range": lambda b: f"{expression_text(b[0])}-{expression_text(b[1])}",
+    "prefix": lambda b: f"{expression_text(b['addr'])}/{b['len']}",
+    "concat": lambda b: " . ".join(expression_text(item) for item in b),
+    "map": lambda b: f"{expression_text(b['key'])} map {expression_text(b['data'])}",
+    "exthdr": _fields("exthdr"),
+    "tcp option": _fields("tcp option"),
+    "ip option": _fields("ip option"),
+    "sctp chunk": _fields("sctp chunk"),
+    "fib": lambda b: "fib " + " . ".join(b["flags"] if isinstance(b["flags"], list) else [b["flags"]]) + f" {b['result']}",
+    "rt": lambda b: " ".join(["rt", *([b["family"]] if "family" in b else []), b["key"]]),
+    "socket": lambda b: f"socket {b['key']}",
+    "osf": lambda b: f"osf {b['key']}",
+    "numgen": _hash("numgen"),
+    "jhash": _hash("jhash"),
+    "symhash": _hash("symhash"),
+}
+
+
+# --- statements ------------------------------------------------------------------------
+
+
+def _match(body: Json) -> str:
+    op, left, right = body["op"], body["left"], body["right"]
+    bits = isinstance(left, dict) and isinstance(left.get("payload", left.get("ct")), dict) and (
+        left.get("payload", left.get("ct")).get("field", left.get("ct", {}).get("key")) in _FLAGGED)  # fmt: skip
+    masked = isinstance(left, dict) and next(iter(left)) in _BITS
+    plain = op == "in" or (op == "==" and not (masked or (bits and not isinstance(right, dict))))
+    return " ".join((expression_text(left), *(() if plain else (op,)), _right(left, right)))
+
+
+def _right(left: Json, right: Json) -> str:
+    meta = left.get("meta") if isinstance(left, dict) else None
+    named = isinstance(left, dict) and ("osf" in left or left.get("ct") == {"key": "helper"})
+    if isinstance(right, str) and (named or (isinstance(meta, dict) and meta.get("key") in _QUOTED)):
+        return right if right.startswith("@") else _quoted(right)
+    if isinstance(right, list) and isinstance(left, dict) and next(iter(left)) in _BITS:
+        return _operand(right)
+    return expression_text(right)
+
+
+def _counter(body: Json) -> str:
+    if isinstance(body, str):
+        return f"counter name {_quoted(body)}"
+    return "counter" if body is None else f"counter packets {body['packets']} bytes {body['bytes']}"
+
+
+def _limit(body: Json) -> str:
+    if isinstance(body, str):
+        return f"limit name {_quoted(body)}"
+    unit = "" if body.get("rate_unit", "packets") == "packets" else f" {body['rate_unit']}"
+    text = f"limit rate {'over ' if body.get('inv') else ''}{body['rate']}{unit}/{body['per']}"
+    burst = body.get("burst")
+    return f"{text} burst {burst} {body.get('burst_unit', 'packets')}" if burst else text
+
+
+def _quota(body: Json) -> str:
+    if isinstance(body, str):
+        return f"quota name {_quoted(body)}"
+    used = f" used {body['used']} {body.get('used_unit', 'bytes')}" if body.get("used") else ""
+    return f"quota {'over ' if body.get('inv') else ''}{body['val']} {body.get('val_unit', 'bytes')}{used}"
+
+
+def _log(body: Json) -> str:
+    words = ["log"]
+    for key, value in (body or {}).items():
+        listed = value if isinstance(value, list) else [value]
+        words += [key, _quoted(value) if key == "prefix" else ",".join(str(item) for item in listed)]
+    return " ".join(words)
+
+
+def _reject(body: Json) -> str:
+    if not body:
+        return "reject"
+    return " ".join(["reject with", body["type"], *([expression_text(body["expr"])] if "expr" in body else [])])
+
+
+def _nat(word: str) -> Callable[[Json], str]:
+    def text(body: Json) -> str:
+        body = body or {}
+        words = [word, *([body["family"]] if "family" in body else [])]
+        address = expression_text(body["addr"]) if "addr" in body else ""
+        address = f"[{address}]" if ":" in address and "port" in body else address
+        port = f":{expression_text(body['port'])}" if "port" in body else ""
+        words += ["to", address + port] if address or port else []
+        flags = body.get("flags", [])
+        return " ".join(words + ([",".join(flags) if isinstance(flags, list) else str(flags)] if flags else []))
+
+    return text
+
+
+def _dynamic(body: Json) -> str:
+    inner = body.get("stmt", [])
+    stated = [statement_text(one) for one in (inner if isinstance(inner, list) else [inner])]
+    return f"{body['op']} {body['set']} {{ {' '.join([expression_text(body['elem']), *stated])} }}"
+
+
+def _meter(body: Json) -> str:
+    size = f" size {body['size']}" if "size" in body else ""
+    return f"meter {body['name']}{size} {{ {expression_text(body['key'])} {statement_text(body['stmt'])} }}"
+
+
+def _count(body: Json) -> str:
+    return f"ct count {'over ' if body.get('inv') else ''}{body['val']}"
+
+
+def _queue(body: Json) -> str:
+    flags = (body or {}).get("flags", [])
+    words = ["queue", *(["flags", ",".join(flags) if isinstance(flags, list) else flags] if flags else [])]
+    return " ".join(words + (["to", expression_text(body["num"])] if body and "num" in body else []))
+
+
+def _last(word: str) -> Callable[[Json], str]:
+    return lambda body: f"{word} {_quoted(body)}"
+
+
+_STATEMENTS: Mapping[str, Callable[[Json], str]] = {
+    "match": _match,
+    "accept": lambda b: "accept",
+    "drop": lambda b: "drop",
+    "return": lambda b: "return",
+    "continue": lambda b: "continue",
+    "jump": lambda b: f"jump {b['target']}",
+    "goto": lambda b: f"goto {b['target']}",
+    "counter": _counter,
+    "limit": _limit,
+    "quota": _quota,
+    "log": _log,
+    "reject": _reject,
+    "mangle": lambda b: f"{expression_text(b['key'])} set {expression_text(b['value'])}",
+    "vmap": lambda b: f"{expression_text(b['key'])} vmap {expression_text(b['data'])}",
+    "set": _dynamic,
+    "meter": _meter,
+    "ct count": _count,
+    "ct helper": _last("ct helper set"),
+    "ct timeout": _last("ct timeout set"),
+    "ct expectation": _last("ct expectation set"),
+    "snat": _nat("snat"),
+    "dnat": _nat("dnat"),
+    "masquerade": _nat("masquerade"),
+    "redirect": _nat("redirect"),
+    "flow": lambda b: f"flow {b['op']} {b['flowtable']}",
+    "queue": _queue,
+}
