@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from .config import desired_from_section
 from .errors import ConntrackError
 from .host.inputs import is_superuser
-from .host.root import Root
+from .host.root import HOST, Root
 from .report import grouped
 from .run import applied
 
 
-def apply_section(section: object) -> Iterator[str]:
-    """Apply the ``conntrack`` section on this host; yields lines for the log, all of them INFO.
+def apply_section(section: object, root: Root = HOST) -> Iterator[str]:
+    """Apply the ``conntrack`` section on this host, *root*; yields lines for the log, all of them INFO.
 
     Raises ConfigError for a bad section, ConntrackError when it is blocked or failed; the
     host is then as it was.
     """
     desired = desired_from_section(section)
     if not is_superuser():
-        raise ConntrackError("it must run as root", "cloudinit-conntrack", "")
-    report, error = applied(desired, section, Root("/"), True, lambda line: None)
+        raise ConntrackError("it must run as root", "cloudinit-conntrack", "use sudo")
+    report, error = applied(desired, section, root, True, lambda line: None)
     if error is not None:
         raise error
     if report.blockers:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, report, transaction, verify
+from . import __version__, journal, report, transaction, verify
 from .config import Desired, desired_from_section
-from .document import section_of
+from .document import MAX_BYTES, section_of
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, observe
 from .host.root import Root
@@ -52,14 +53,19 @@ def _common(verb: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; gives the exit code.  Every failure is one message on stderr."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if any(stream is None for stream in streams):  # closed by the caller: notes would land in the wrong one
+        return USAGE
     # A rule-set may hold bytes that are no UTF-8 (old comments): they go through unchanged.
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in streams:
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     try:
         options = make_parser().parse_args(argv)
         if not options.verb:
             raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
-        return VERBS[options.verb][0](options)
+        code = VERBS[options.verb][0](options)
+        sys.stdout.flush()  # now, while a failure of it can still be told
+        return code
     except ConntrackError as error:
         print(f"cloudinit-conntrack: {error}", file=sys.stderr)
         return error.exit_code
@@ -69,6 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         inputs.swallow_output()
         return FAILED
+    except OSError as error:  # our own output has no room, or a temporary file has none
+        inputs.swallow_output()
+        print(f"cloudinit-conntrack: {error}", file=sys.stderr)
+        return FAILED
 
 
 # --- verbs -----------------------------------------------------------------------------
@@ -76,9 +86,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     root, live = _root(options)
-    kept = journalfile.kept_desired(root)
-    mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
-    _print(make_status(observe.observe(root, live), mode), options)
+    mode, odd = "", []
+    try:
+        kept = journalfile.kept_desired(root)
+        mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
+        if journal.open_entry(journalfile.read(root)) is not None:
+            odd.append(Item("journal", journal.PATH, "an apply was cut off, and is not rolled back yet",
+                            "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
+    except ConntrackError as error:  # status is what one asks when something is wrong
+        odd.append(Item("journal", error.where, error.what, error.remedy))
+    found = make_status(observe.observe(root, live), mode)
+    _print(replace(found, findings=(*odd, *found.findings)), options)
     return DONE
 
 
@@ -122,7 +140,10 @@ def _revert(options: argparse.Namespace) -> int:
 
 
 def _rewrite(options: argparse.Namespace) -> int:
-    return rewrite(options, _desired_or_none(options))
+    if options.config == "-" and options.file == "-":
+        raise UsageError("both the configuration and the rules are standard input", "cloudinit-conntrack rewrite",
+                         "name a file for one of them")
+    return rewrite(options, desired_from_section(_section(options)) if options.config is not None else None)
 
 
 Verb = Callable[[argparse.Namespace], int]
@@ -155,17 +176,14 @@ def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:
             raise UsageError("no configuration", f"cloudinit-conntrack {options.verb}",
                              "give one with -c FILE (nothing was applied here before)")
         return desired_from_section(section), section
-    section = section_of(inputs.read_input(options.config, _MOST), "<stdin>" if options.config == "-" else options.config)
+    section = _section(options)
     return desired_from_section(section), section
 
 
-def _desired_or_none(options: argparse.Namespace) -> Desired | None:
-    if options.config is None:
-        return None
-    return desired_from_section(section_of(inputs.read_input(options.config, _MOST), options.config))
-
-
-_MOST = 2 * 1024 * 1024
+def _section(options: argparse.Namespace) -> object:
+    """The conntrack section that -c names."""
+    name = "<stdin>" if options.config == "-" else options.config
+    return section_of(inputs.read_input(options.config, MAX_BYTES), name)
 
 
 def _print(found: Report, options: argparse.Namespace) -> None:

@@ -147,17 +147,25 @@ def _tables(text: str) -> dict[str, dict[str, list[object]]]:
 
 
 def _unload(action: UnloadModule, root: Root) -> None:
-    gone = modules.unload(action.name, root) or (action.force and modules.force_unload(action.name, root))
-    if not gone:
-        raise HostError(f"module {action.name} is in use", action.where, _why_held(action.name, root))
+    if modules.unload(action.name, root) or (action.force and modules.force_unload(action.name, root)):
+        return
+    why = _why_held(action.name, root)
+    if action.force:
+        found = modules.loaded(action.name, root)
+        reason = "while a module depends on it" if found and found.holders else "without CONFIG_MODULE_FORCE_UNLOAD"
+        why = f"this kernel refuses rmmod -f too, {reason}; {why}"
+    raise HostError(f"module {action.name} is in use", action.where, why)
 
 
 def _why_held(name: str, root: Root) -> str:
     """The holders of *name*, each with what frees it, for the message of a failed unload."""
     holders = [h for h in all_holders(observe.observe(root, True)) if h.module == name]
-    if not holders:
-        return "no rule or module that can be seen holds it: look at other network namespaces, IPVS, tc and BPF"
-    return "; ".join(f"{h.where} ({h.what}) holds it: {h.remedy}" for h in holders[:8])
+    if holders:
+        return "; ".join(f"{h.where} ({h.what}) holds it: {h.remedy}" for h in holders[:8])
+    module = modules.loaded(name, root)
+    if module and not kmod.is_conntrack_module(name):
+        return f"{', '.join(module.holders) or 'a rule or a program'} uses it: take it out of modules.extra"
+    return "no rule or module that can be seen holds it: look at other network namespaces, IPVS, tc and BPF"
 
 
 def _load(action: LoadModule, root: Root) -> tuple[str, ...]:

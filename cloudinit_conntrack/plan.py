@@ -13,7 +13,7 @@ from .actions import Action, DeleteEntries, LoadRules, ProveLoading, UnloadModul
 from .config import Desired
 from .config import Flow as ConfigFlow
 from .errors import ConntrackError
-from .holders import foreign_holders
+from .holders import force_note, foreign_holders
 from .netfilter import notrack
 from .netfilter.iptables import parse_ruleset
 from .netfilter.replies import UdpFlow
@@ -137,7 +137,8 @@ def _change(draft: _Draft, ruleset: RuleSet, live_backend: str) -> Rewritten:
     if desired.mode == "notrack":
         return notrack.add_bypass(ruleset, _bypass(draft, ruleset.family), _nat_somewhere(draft, ruleset.family))
     own = notrack.strip_own(ruleset)
-    drop_nat = not live_backend or (live_backend == "nft" and desired.mode == "unload")
+    # A live legacy table goes with its module only; yet with "unload" revert must bring it back.
+    drop_nat = not live_backend or desired.mode == "unload"
     return make_stateless(own, replace(_policy(draft, ruleset.family), drop_empty_nat=drop_nat))
 
 
@@ -233,7 +234,7 @@ def _report(draft: _Draft, outcome: Rewritten, where: str, key: str, before: Rul
             place = f"{where}: {_place(before, change.line)}" if change.line else where
             draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
     for number, note in enumerate(outcome.notes, 1):
-        draft.findings.append(Item(f"unknown:{key}:{number}", where, note))
+        draft.findings.append(Item(f"note:{key}:{number}", where, note))
 
 
 def _place(ruleset: RuleSet, number: int) -> str:
@@ -248,7 +249,7 @@ def _place(ruleset: RuleSet, number: int) -> str:
 def _guard(draft: _Draft, before: RuleSet, after: RuleSet, where: str) -> None:
     keep = draft.desired.guard.keep
     ports = draft.state.sshd_ports if keep is None else keep
-    for port, reason in guard.closed_ports(before, after, ports):
+    for port, reason in guard.closed_ports(before, after, ports, _bypassing(draft.desired, ports)):
         draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
                                    "add an accept rule for the port, or take it out of guard.keep"))
     if draft.desired.mode == "notrack":
@@ -258,6 +259,14 @@ def _guard(draft: _Draft, before: RuleSet, after: RuleSet, where: str) -> None:
     if closed:
         draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
                                    "add an accept rule if clients shall reach it"))
+
+
+def _bypassing(desired: Desired, ports: tuple[int, ...]) -> frozenset[int]:
+    """Those of the TCP *ports* whose packets conntrack does not see any more, so that they have no state."""
+    if desired.mode != "notrack":
+        return frozenset()
+    flows = [f.ports for f in desired.flows.frontends if f.protocol == "tcp" and f.address is None]
+    return frozenset(p for p in ports if desired.flows.all or any(first <= p <= last for first, last in flows))
 
 
 def _plan_module_list(draft: _Draft, saved: SavedFile) -> None:
@@ -292,8 +301,7 @@ def _unloading(draft: _Draft, kernel: Kernel) -> list[Action]:
                                    "apply before modules_disabled is set, after a reboot; or use 'mode: stateless'"))
         return []
     if order:
-        for holder in foreign_holders(draft.state):
-            draft.blockers.append(Item(f"module:{holder.id}", holder.where, holder.what, holder.remedy))
+        _held(draft, kernel, order)
     actions: list[Action] = []
     for name in order:
         module = kernel.module(name)
@@ -304,6 +312,21 @@ def _unloading(draft: _Draft, kernel: Kernel) -> list[Action]:
             reason = "modules.extra names it"
         actions.append(UnloadModule(name, reason, parameters, sysctls, draft.desired.modules.force))
     return actions
+
+
+def _held(draft: _Draft, kernel: Kernel, order: tuple[str, ...]) -> None:
+    """Blockers for what keeps the modules of *order* in use, and stays when all of *order* go."""
+    foreign = foreign_holders(draft.state)
+    for holder in foreign:
+        draft.blockers.append(Item(f"module:{holder.id}", holder.where, holder.what, holder.remedy))
+    for module in (m for m in kernel.modules if m.name in order):
+        others = ", ".join(h for h in module.holders if h not in order)
+        if others:
+            draft.blockers.append(Item(f"module:extra:{module.name}", f"module {module.name}", f"{others} needs it",
+                                       f"take {module.name} out of modules.extra, or name what needs it there too"))
+    if draft.desired.modules.force and (foreign or kernel.forced_unload is False):
+        draft.findings.append(Item("force", "conntrack.modules.force", force_note(kernel),
+                                   "free the modules as the blockers say, if there are any"))
 
 
 def _blocking(draft: _Draft) -> list[Action]:

@@ -16,7 +16,7 @@ from ..errors import HostError
 from ..kmod import is_conntrack_module
 from ..state import LiveRules
 from . import kernel
-from .process import find, run
+from .process import Completed, find, run
 from .root import HOST, Root
 
 PREFIX = "native nftables: "
@@ -71,6 +71,17 @@ def beyond_iptables(family: str, any_rule: bool, netns: str | None = None) -> tu
     return tuple(sorted(found))
 
 
+# What iptables-nft-save (1.8.2 to 1.8.11) and nft (1.0.6) say on a kernel that has no nf_tables and
+# cannot load it: no netlink family at all, or the family without this subsystem.
+_ABSENT = re.compile(r"(initialize nft|initialize Netlink socket|set generation id|cache initialization failed).*"
+                     r"(Protocol not supported|Invalid argument|Operation not supported)")
+
+
+def no_nf_tables(done: Completed) -> bool:
+    """Whether *done* failed because this kernel has no nf_tables: it then holds no rule of theirs."""
+    return done.status != 0 and _ABSENT.search(done.stderr) is not None
+
+
 def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | None = None) -> tuple[str, ...]:
     """One line for each native table that uses conntrack, or that iptables would take for its own.
 
@@ -84,6 +95,8 @@ def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | No
         return tuple(f"{PREFIX}table {f} {t} has rules that iptables does not show, and nft is not there; "
                      "install the package nftables" for f, t in sorted(foreign))
     done = run(["nft", "-j", "list", "ruleset"], check=False, netns=netns)
+    if no_nf_tables(done):
+        return ()
     if done.status != 0 or not done.stdout.startswith("{"):
         return (f"{PREFIX}nft cannot list its tables as JSON: {done.stderr.strip()[:200]}",)
     return notes_of(done.stdout, foreign)

@@ -16,7 +16,7 @@ from functools import cache
 from ..errors import CommandError, HostError
 from ..state import BACKENDS, FAMILIES, LiveRules
 from . import kernel
-from .native import beyond_iptables
+from .native import beyond_iptables, no_nf_tables
 from .process import Completed, failure, find, private_namespace, quoted, run
 from .root import HOST, Root
 
@@ -68,7 +68,12 @@ def _nft_text(command: str | None, family: str, root: Root, netns: str | None) -
         tables = beyond_iptables(_NFT_FAMILY[family], command is None, netns)
         if tables:
             return "".join(f"# Table `{table}' is incompatible, use 'nft' tool.\n" for table in tables)
-    return run([command, "-c"], netns=netns).stdout if command else ""
+    if command is None:
+        return ""
+    done = run([command, "-c"], check=False, netns=netns)
+    if done.status != 0 and not no_nf_tables(done):
+        raise failure(done)
+    return done.stdout
 
 
 def default_backend(family: str = "ipv4") -> str:

@@ -17,6 +17,7 @@ from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet
 # one for the next line (xtables-restore.c, iptables-restore.c).
 LONGEST_LINE = 10_238
 LARGEST_FILE = 64 * 1024 * 1024
+MOST_LINES = 1_000_000
 
 COMMANDS = {
     "-A": "-A", "--append": "-A", "-I": "-I", "--insert": "-I", "-D": "-D", "--delete": "-D",
@@ -59,10 +60,14 @@ def parse_ruleset(text: str, family: str, name: str = "<stdin>") -> RuleSet:
         raise RulesSyntaxError(
             f"larger than {LARGEST_FILE} bytes", f"{name}:1", "this is not a saved rule-set"
         )
-    final_newline = text.endswith("\n")
+    final_newline = text.endswith("\n") or not text
     texts = text.split("\n")
     if final_newline or not text:
         texts.pop()
+    if len(texts) > MOST_LINES:
+        raise RulesSyntaxError(
+            f"more than {MOST_LINES} lines", f"{name}:{MOST_LINES + 1}", "this is not a saved rule-set"
+        )
     lines: list[Line] = []
     table = ""
     for number, content in enumerate(texts, 1):

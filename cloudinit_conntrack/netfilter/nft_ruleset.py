@@ -320,9 +320,8 @@ def _check_shape(kind: str, body: dict[str, Json]) -> None:
     for key in _NEEDED.get(kind, ()):
         if not isinstance(body.get(key), str):
             raise ValueError(f"{kind} has no {key}")
-    if kind == "chain" and "hook" in body and not (
-        isinstance(body.get("prio", 0), int) and all(isinstance(body.get(key, ""), str) for key in ("type", "hook", "policy"))
-    ):  # fmt: skip
+    texts = all(isinstance(body.get(key, ""), str) for key in ("type", "hook", "policy"))
+    if kind == "chain" and "hook" in body and not (texts and isinstance(body.get("prio", 0), int)):
         raise ValueError("a base chain without a usable type, hook, prio or policy")
     if kind == "rule":
         statements = body.get("expr", [])

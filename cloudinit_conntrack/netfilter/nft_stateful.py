@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from .nft_ruleset import Entry, Json
-from .stateful import STATES, Dependency, Extension
+from .stateful import MATCHES, NAT_TARGETS, STATES, TARGETS, Dependency, Extension
 
 _PER_PACKET = "use a packet mark (meta mark) set by a rule that looks at each packet"
 _RATE = "limit new connections by 'tcp flags & (fin | syn | rst | ack) == syn limit rate ...', or in haproxy"
@@ -74,7 +74,8 @@ OBJECTS: Mapping[str, Extension] = {
         _row("ct helper", "nft_ct", "is a conntrack helper, which tracks everything", _HELPER),
         _row("ct timeout", "nft_ct nfnetlink_cttimeout", "holds conntrack timeouts", _TRACKING),
         _row("ct expectation", "nft_ct", "holds a conntrack expectation", _HELPER),
-        _row("flowtable", "nf_flow_table nf_flow_table_inet", "offloads connections", "remove it and the rules that use it"),
+        _row("flowtable", "nf_flow_table nf_flow_table_inet", "offloads connections",
+             "remove it and the rules that use it"),
         _row("synproxy", "nft_synproxy nf_synproxy_core", "proxies handshakes", "set net.ipv4.tcp_syncookies=1"),
     )
 }
@@ -132,8 +133,6 @@ def _dependencies(entry: Entry) -> Iterator[Dependency]:
 
 def _of_xt(body: Json) -> Iterator[Dependency]:
     """An expression of iptables-nft, which nft can only name."""
-    from .stateful import MATCHES, NAT_TARGETS, TARGETS
-
     name = str(body.get("name", "")) if isinstance(body, dict) else ""
     row = (TARGETS if isinstance(body, dict) and body.get("type") == "target" else MATCHES).get(name)
     if row is not None:

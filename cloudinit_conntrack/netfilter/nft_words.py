@@ -12,7 +12,8 @@ from typing import Callable
 from .nft_ruleset import Entry, Json
 
 _BARE_META = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
-_QUOTED = frozenset(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind", "sdif", "sdifname"))
+_QUOTED = frozenset(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind", "sdif",
+                     "sdifname"))
 _BITS = frozenset(("|", "&", "^", "<<", ">>"))
 _FLAGGED = frozenset(("flags", "state", "status"))
 
@@ -64,7 +65,7 @@ def expression_text(value: Json) -> str:
     kind, body = next(iter(value.items()))
     try:
         if kind in _BITS:
-            return f" {kind} ".join(_operand(item) for item in body)
+            return f" {kind} ".join(_operand(item, kind) for item in body)
         writer = _EXPRESSIONS.get(kind)
         return writer(body) if writer else _raw(value)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -83,11 +84,13 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _operand(value: Json) -> str:
+def _operand(value: Json, beside: str = "") -> str:
+    """An operand of *beside*, in parentheses where it is an operation of another kind."""
     text = expression_text(value)
     if isinstance(value, list):
         return "(" + " | ".join(expression_text(item) for item in value) + ")"
-    return f"({text})" if isinstance(value, dict) and next(iter(value)) in _BITS else text
+    kind = next(iter(value)) if isinstance(value, dict) and value else ""
+    return f"({text})" if kind in _BITS and (kind, beside) != ("|", "|") else text
 
 
 # --- expressions -----------------------------------------------------------------------
@@ -127,6 +130,10 @@ def _element(body: Json) -> str:
     return " ".join(words)
 
 
+def _listed(value: Json) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
 def _fields(word: str) -> Callable[[Json], str]:
     return lambda body: " ".join([word, str(body["name"]), *([str(body["field"])] if "field" in body else [])])
 
@@ -156,7 +163,7 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
     "tcp option": _fields("tcp option"),
     "ip option": _fields("ip option"),
     "sctp chunk": _fields("sctp chunk"),
-    "fib": lambda b: "fib " + " . ".join(b["flags"] if isinstance(b["flags"], list) else [b["flags"]]) + f" {b['result']}",
+    "fib": lambda b: " ".join(["fib", " . ".join(_listed(b["flags"])), b["result"]]),
     "rt": lambda b: " ".join(["rt", *([b["family"]] if "family" in b else []), b["key"]]),
     "socket": lambda b: f"socket {b['key']}",
     "osf": lambda b: f"osf {b['key']}",
@@ -171,10 +178,10 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
 
 def _match(body: Json) -> str:
     op, left, right = body["op"], body["left"], body["right"]
-    bits = isinstance(left, dict) and isinstance(left.get("payload", left.get("ct")), dict) and (
-        left.get("payload", left.get("ct")).get("field", left.get("ct", {}).get("key")) in _FLAGGED)  # fmt: skip
-    masked = isinstance(left, dict) and next(iter(left)) in _BITS
-    plain = op == "in" or (op == "==" and not (masked or (bits and not isinstance(right, dict))))
+    kind, inner = next(iter(left.items())) if isinstance(left, dict) and left else ("", {})
+    a_set = isinstance(right, dict) and "set" in right
+    bits = kind in ("payload", "ct") and inner.get("field", inner.get("key")) in _FLAGGED and not a_set
+    plain = op == "in" or (op == "==" and not bits and kind not in _BITS)
     return " ".join((expression_text(left), *(() if plain else (op,)), _right(left, right)))
 
 

@@ -1,62 +1,39 @@
 """Letting named flows bypass conntrack while the rest of the host keeps it.
 
 In the raw table, rules for each port: both directions, and what loopback needs beside
-them, where a packet goes out and comes in again.  An untracked packet is neither NEW
-nor ESTABLISHED, so next to each rule that asks for a state stands its twin for untracked
-packets, made by the same rewrite that makes a whole rule-set stateless.  Without the twin,
-NOTRACK under an ESTABLISHED rule is an outage.
+them, where a packet goes out and comes in again.  Next to each rule that asks for a state stands
+its twin for untracked packets (:mod:`.twins`), made by the same rewrite that makes a whole
+rule-set stateless.
 
 Every rule that we add carries our comment; planning strips them and writes them anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from . import edit, selection, stateful
-from .iptables import parse_rule
-from .parts import FLAG_BITS, SYN_ONLY, Part
+from . import stateful
+from .bypass import OWNER, TAG, Bypass, Flow, is_own
+from .parts import FLAG_BITS, SYN_ONLY
 from .reach import Packet, syn, verdicts
-from .replies import Ports, Reply, named_ports, ports_text
+from .replies import named_ports, ports_text
 from .ruleset import Line, Rule, RuleSet
 from .stateless import Change, Rewritten, RuleBlocker
+from .twins import Twins, twins_of
 
-OWNER = "cloudinit-conntrack"
-TAG = f"-m comment --comment {OWNER}"
+__all__ = ["OWNER", "Bypass", "Flow", "add_bypass", "has_nat", "strip_own"]
+
 NOTRACK = f"{TAG} -j CT --notrack"
 ERRORS = {"ipv4": ("-p icmp -m icmp --icmp-type", (3, 11, 12)),
           "ipv6": ("-p ipv6-icmp -m icmp6 --icmpv6-type", (1, 2, 3, 4))}
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A flow that bypasses conntrack; *address* is the backend's or the frontend's, or empty."""
-
-    protocol: str
-    ports: Ports
-    address: str = ""
-
-
-@dataclass(frozen=True)
-class Bypass:
-    """What bypasses: *frontends* listen here, *backends* are remote, *everything* is all."""
-
-    frontends: tuple[Flow, ...] = ()
-    backends: tuple[Flow, ...] = ()
-    everything: bool = False
-    local_ports: Ports = (32768, 60999)
 
 
 def strip_own(ruleset: RuleSet) -> RuleSet:
     """*ruleset* without the rules that carry our comment."""
     if OWNER not in "".join(x.text for x in ruleset.lines if x.kind == "rule" and OWNER in x.text):
         return ruleset
-    return ruleset.with_lines(x for x in ruleset.lines if not _is_own(x))
-
-
-def _is_own(line: Line) -> bool:
-    return line.kind == "rule" and OWNER in line.text and line.rule.comment == OWNER
+    return ruleset.with_lines(x for x in ruleset.lines if not is_own(x))
 
 
 def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) -> Rewritten:
@@ -66,15 +43,16 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     stay tracked.  Blockers where a nat rule names a port of the flows.
     """
     base = strip_own(ruleset)
-    blockers = _nat_blockers(base, bypass)
+    twins = {x: twins_of(base, x, bypass) for x in base.rules() if x.table not in ("raw", "nat")}
+    blockers = _nat_blockers(base, bypass) + tuple(t.blocker for t in twins.values() if t.blocker)
     if blockers:
         return Rewritten(ruleset, (), blockers)
     translating = nat_elsewhere or has_nat(base)
     changes: list[Change] = []
     lines = _with_raw(base, bypass, translating)
     changes += [_added(text, "the flow bypasses conntrack") for text in _raw_rules(base.family, bypass, translating)]
-    result = base.with_lines(_with_twins(base, lines, bypass, changes))
-    result = _opened(result, bypass, translating, changes)
+    result = base.with_lines(_with_twins(lines, twins, changes))
+    result = _opened(base, result, bypass, translating, changes)
     if _same(ruleset, result):
         return Rewritten(ruleset)
     return Rewritten(result, tuple(changes))
@@ -97,7 +75,7 @@ def _canonical(ruleset: RuleSet) -> dict[tuple[str, str], list[object]]:
     """(table, chain) -> its rules; of ours the order of options does not matter (a save sorts them)."""
     found: dict[tuple[str, str], list[object]] = {}
     for line in ruleset.rules():
-        options = sorted((o.name, o.negated, o.args) for o in line.rule.options) if _is_own(line) else line.text
+        options = sorted((o.name, o.negated, o.args) for o in line.rule.options) if is_own(line) else line.text
         found.setdefault((line.table, line.chain), []).append(options)
     return found
 
@@ -159,88 +137,36 @@ def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> list[Line]:
 # --- the twins of stateful rules -------------------------------------------------------
 
 
-def _with_twins(base: RuleSet, lines: Iterable[Line], bypass: Bypass, changes: list[Change]) -> list[Line]:
+def _with_twins(lines: Iterable[Line], twins: Mapping[Line, Twins], changes: list[Change]) -> list[Line]:
     result: list[Line] = []
     for line in lines:
-        if line.kind == "rule" and line.table not in ("raw", "nat") and not _is_own(line):
-            for text in _twins(base, line, bypass):
-                result.append(Line(line.number, text, "rule", line.table, line.chain))
-                changes.append(_added(text, f"the untracked flows' twin of line {line.number}: {line.text}"))
+        found = twins.get(line, Twins())
+        for number, text in enumerate(found.texts):
+            result.append(Line(line.number, text, "rule", line.table, line.chain))
+            changes.append(_added(text, f"the untracked flows' twin of line {line.number}: {line.text}",
+                                  found.widens if number == 0 else None))
         result.append(line)
     return result
-
-
-def _twins(base: RuleSet, line: Line, bypass: Bypass) -> list[str]:
-    if "state" not in line.text:
-        return []
-    rule = line.rule
-    states = stateful.states_of(rule) if rule.command == "-A" else None
-    if states is None or "UNTRACKED" in states or _elsewhere(rule, states, base, line, bypass):
-        return []
-    hooks = base.hooks.get((line.table, line.chain), ())
-    parts = [p for p in selection.parts_for(rule, base.family, _replies(bypass, hooks)) if _concerns(p, bypass)]
-    chosen = selection.select(rule, base.family, tuple(parts), states, frozenset())
-    pieces = chosen.pieces if chosen.form != "around" else ()
-    return [_twin(rule, piece) for piece in pieces]
-
-
-def _concerns(part: Part, bypass: Bypass) -> bool:
-    """Whether packets of *part* can be untracked: those of the flows, and errors about them."""
-    if bypass.everything or (part.group == "icmp" and part.state == "RELATED"):
-        return True
-    return any(f.protocol == part.group for f in bypass.frontends + bypass.backends)
-
-
-def _replies(bypass: Bypass, hooks: tuple[str, ...]) -> tuple[Reply, ...]:
-    """UDP replies among the flows: from our frontends going out, from backends coming in."""
-    found: list[Reply] = []
-    if {"OUTPUT", "POSTROUTING"} & set(hooks):
-        found += [Reply(f.ports) for f in bypass.frontends if f.protocol == "udp"]
-    if {"INPUT", "PREROUTING"} & set(hooks):
-        found += [Reply(f.ports, bypass.local_ports, f.address) for f in bypass.backends if f.protocol == "udp"]
-    return tuple(found)
-
-
-def _twin(rule: Rule, piece: selection.Piece) -> str:
-    untracked = f"{piece.matches} -m conntrack --ctstate UNTRACKED {TAG}".strip()
-    return edit.rebuilt(_without_comment(rule), piece.protocol, untracked)
-
-
-def _without_comment(rule: Rule) -> Rule:
-    """*rule* without its own comment: a rule carries ours or the administrator's, not both."""
-    options = tuple(o for o in rule.options if o.name != "--comment" and o.value != "comment")
-    if len(options) == len(rule.options):
-        return rule
-    text = " ".join(rule.text[o.start : o.end] for o in options)
-    return parse_rule(text)
-
-
-def _elsewhere(rule: Rule, states: frozenset[str], base: RuleSet, line: Line, bypass: Bypass) -> bool:
-    """Whether *rule* names ports that none of the flows uses, so that no twin is needed."""
-    if bypass.everything or "ESTABLISHED" in states:
-        return False
-    ports = [f.ports for f in bypass.frontends + bypass.backends]
-    named = named_ports(rule, "--dport", "--dports")
-    return bool(named) and not any(a <= last and first <= b for a, b in named for first, last in ports)
 
 
 # --- flows that the rules do not let through -------------------------------------------
 
 
-def _opened(result: RuleSet, bypass: Bypass, translating: bool, changes: list[Change]) -> RuleSet:
+def _opened(base: RuleSet, result: RuleSet, bypass: Bypass, translating: bool, changes: list[Change]) -> RuleSet:
     """Accept what a flow needs and no rule lets through."""
     texts: list[str] = []
     for flow in bypass.frontends:
-        texts += _missing(result, "INPUT", flow, syn_to(flow), _match(flow, "d"), changes,
-                          f"{flow.protocol} port {ports_text(flow.ports)} was closed and is open now")
-        texts += _missing(result, "OUTPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
+        texts += _entry(base, result, "INPUT", flow, changes, "was closed and is open now")
+        texts += _missing(result, "OUTPUT", answer_from(flow), f"{_match(flow, 's')}{_running(flow)}", changes)
     for flow in bypass.backends:
-        texts += _missing(result, "OUTPUT", flow, syn_to(flow), _match(flow, "d"), changes,
-                          f"connections to {flow.protocol} port {ports_text(flow.ports)} were refused")
-        texts += _missing(result, "INPUT", flow, answer_from(flow), f"{_match(flow, 's')}{_answers(flow)}", changes)
+        texts += _entry(base, result, "OUTPUT", flow, changes, "was refused as a destination and is not now")
+        texts += _missing(result, "INPUT", answer_from(flow), f"{_match(flow, 's')}{_running(flow)}", changes)
     if translating and _drops_invalid(result):
         match, types = ERRORS[result.family]
-        texts += [f"-A INPUT {match} {n} {TAG} -j ACCEPT" for n in types]
+        errors = [f"-A INPUT {match} {n} {TAG} -j ACCEPT" for n in types]
+        changes += [_added(text, "the flows' path-MTU errors count as INVALID",
+                           "ICMP errors that belong to no connection are accepted") for text in errors]
+        texts += errors
     if not texts:
         return result
     lines = list(result.lines)
@@ -249,12 +175,12 @@ def _opened(result: RuleSet, bypass: Bypass, translating: bool, changes: list[Ch
     return result.with_lines(lines)
 
 
-def _answers(flow: Flow) -> str:
-    """Only segments of a running connection come back: a SYN from a backend's port is new."""
+def _running(flow: Flow) -> str:
+    """Only segments of a running connection: a SYN from a backend's port is new."""
     return " --tcp-flags ACK ACK" if flow.protocol == "tcp" else ""
 
 
-def syn_to(flow: Flow) -> Packet:
+def first_of(flow: Flow) -> Packet:
     """The first packet of *flow*, untracked."""
     if flow.protocol == "tcp":
         return syn(flow.ports[0], "UNTRACKED")
@@ -267,8 +193,24 @@ def answer_from(flow: Flow) -> Packet:
     return Packet(flow.protocol, 40000, flow.ports[0], flags, None, "UNTRACKED")
 
 
+def _entry(
+    base: RuleSet, result: RuleSet, hook: str, flow: Flow, changes: list[Change], told: str
+) -> list[str]:
+    """What lets the flow's own direction through: its first packet, and those that follow."""
+    widens = f"{flow.protocol} port {ports_text(flow.ports)} {told}"
+    texts = _missing(result, hook, first_of(flow), _match(flow, "d"), changes, widens)
+    if texts:
+        return texts
+    if "ACCEPT" not in verdicts(base, hook, replace(first_of(flow), state="NEW")):
+        changes.append(Change(0, "", (), "a rule lets untracked packets through", widens))
+    if flow.protocol != "tcp":
+        return []
+    following = replace(first_of(flow), flags=FLAG_BITS["ACK"])
+    return _missing(result, hook, following, f"{_match(flow, 'd')}{_running(flow)}", changes)
+
+
 def _missing(
-    result: RuleSet, hook: str, flow: Flow, packet: Packet, match: str, changes: list[Change], widens: str = ""
+    result: RuleSet, hook: str, packet: Packet, match: str, changes: list[Change], widens: str = ""
 ) -> list[str]:
     if "ACCEPT" in verdicts(result, hook, packet) or "filter" not in result.tables():
         return []

@@ -7,7 +7,7 @@ depends on what is unknown, and a verdict that is missing cannot happen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .parts import FLAG_BITS, flags_of, groups_of, icmp_type_of
 from .replies import named_ports
@@ -44,44 +44,56 @@ def verdicts(ruleset: RuleSet, hook: str, packet: Packet, table: str = "filter")
     chains = ruleset.chains.get(table, {})
     if hook not in chains:
         return frozenset(("ACCEPT",))
-    found: set[str] = set()
-    if _walk(ruleset, table, hook, packet, found, ()):
-        found.add(chains[hook] or "ACCEPT")
+    found, through = _walk(_Way(ruleset, table, packet), hook)
+    if through:
+        found |= {chains[hook] or "ACCEPT"}
     return frozenset("DROP" if verdict == "REJECT" else verdict for verdict in found)
 
 
-def _walk(
-    ruleset: RuleSet, table: str, chain: str, packet: Packet, found: set[str], seen: tuple[str, ...]
-) -> bool:
-    """Collect verdicts in *found*; whether the packet can come out at the chain's end."""
-    if chain in seen or len(seen) > 64:
-        return True  # the kernel refuses loops
+@dataclass(frozen=True)
+class _Way:
+    """One packet's way through *table*; *known* keeps each chain's answer, since chains are met often."""
+
+    ruleset: RuleSet
+    table: str
+    packet: Packet
+    known: dict[str, tuple[frozenset[str], bool]] = field(default_factory=dict)
+
+
+def _walk(way: _Way, chain: str) -> tuple[frozenset[str], bool]:
+    """The verdicts to be met in *chain*, and whether the packet can come out at its end."""
+    if chain not in way.known:
+        way.known[chain] = (frozenset(), True)  # met again on the way: a loop, which the kernel refuses
+        way.known[chain] = _walk_rules(way, chain)
+    return way.known[chain]
+
+
+def _walk_rules(way: _Way, chain: str) -> tuple[frozenset[str], bool]:
+    found: set[str] = set()
     returns = False
-    for line in ruleset.appended.get((table, chain), ()):
-        answer = _matches(line.rule, ruleset.family, packet)
+    for line in way.ruleset.appended.get((way.table, chain), ()):
+        answer = _matches(line.rule, way.ruleset.family, way.packet)
         if answer is False:
             continue
-        ends, comes_back = _target(ruleset, table, line.rule, packet, found, (*seen, chain))
+        verdicts_met, ends, comes_back = _target(way, line.rule)
+        found |= verdicts_met
         returns = returns or comes_back
         if ends and answer is True:
-            return returns
-    return True
+            return frozenset(found), returns
+    return frozenset(found), True
 
 
-def _target(
-    ruleset: RuleSet, table: str, rule: Rule, packet: Packet, found: set[str], seen: tuple[str, ...]
-) -> tuple[bool, bool]:
-    """Follow *rule*'s target: whether the chain ends here, and whether its caller goes on."""
+def _target(way: _Way, rule: Rule) -> tuple[frozenset[str], bool, bool]:
+    """Follow *rule*'s target: verdicts, whether the chain ends here, and whether its caller goes on."""
     target = rule.target
     if target in VERDICTS:
-        found.add(target)
-        return True, False
+        return frozenset((target,)), True, False
     if target == "RETURN":
-        return True, True
-    if target in ruleset.chains.get(table, {}):
-        through = _walk(ruleset, table, target, packet, found, seen)
-        return (True, through) if rule.first("-g") else (not through, False)
-    return False, False
+        return frozenset(), True, True
+    if target in way.ruleset.chains.get(way.table, {}):
+        found, through = _walk(way, target)
+        return (found, True, through) if rule.first("-g") else (found, not through, False)
+    return frozenset(), False, False
 
 
 def _matches(rule: Rule, family: str, packet: Packet) -> bool | None:
@@ -134,12 +146,15 @@ def _state(rule: Rule, packet: Packet) -> bool | None:
 
 def _interface(rule: Rule, packet: Packet) -> bool | None:
     for option in rule.all("-i", "-o"):
-        if option.value == "lo" and packet.interface != "lo":
-            if not option.negated:
-                return False
-        else:
+        if not packet.interface and option.value != "lo":
             return None
+        if _named(option.value, packet.interface) == option.negated:
+            return False
     return True
+
+
+def _named(pattern: str, interface: str) -> bool:
+    return interface.startswith(pattern[:-1]) if pattern.endswith("+") else interface == pattern
 
 
 _MODELLED = frozenset(

@@ -166,7 +166,7 @@ def named_ports(rule: Rule, *options: str) -> list[Ports]:
 def port_range(text: str) -> Ports | None:
     """``80``, ``8000:8010``, ``:1023`` or a known name as a range."""
     first, _, last = text.partition(":")
-    start = port_number(first) if first else 0
+    start = 0 if text.startswith(":") else port_number(first)
     end = port_number(last) if last else (65535 if ":" in text else start)
     return (start, end) if start is not None and end is not None and start <= end else None
 

@@ -18,6 +18,8 @@ from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
 DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 CHAIN_PREFIX = "stateless-"
+MOST_LINES = 500_000
+MOST_EFFORT = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,13 @@ class _Work:
     blockers: list[RuleBlocker] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     decided: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
-    new_chains: dict[str, list[str]] = field(default_factory=dict)
+    new_chains: dict[str, dict[str, int]] = field(default_factory=dict)
+    effort: int = 0
+
+    @property
+    def too_much(self) -> bool:
+        """Whether a hostile rule-set, many states times many UDP ports, grows beyond all use."""
+        return len(self.lines) > MOST_LINES or self.effort > MOST_EFFORT
 
 
 def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
@@ -101,6 +109,9 @@ def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
             _rewrite_rule(work, line)
         else:
             work.lines.append(line)
+        if work.too_much:
+            _block(work, line, "so many states times so many UDP ports make too many rules", "name fewer UDP ports")
+            break
     if work.blockers:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
@@ -182,7 +193,9 @@ def _replies_for(work: _Work, line: Line) -> tuple[Reply, ...]:
     seen_by = {"PREROUTING": ("INPUT", "FORWARD"), "POSTROUTING": ("OUTPUT", "FORWARD")}
     hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
     names = dict.fromkeys(name for hook in hooks for name in seen_by.get(hook, (hook,)))
-    return tuple(dict.fromkeys(reply for name in names for reply in work.replies.get(name, ())))
+    found = tuple(dict.fromkeys(reply for name in names for reply in work.replies.get(name, ())))
+    work.effort += len(found)
+    return found
 
 
 def _block(work: _Work, line: Line, reason: str, remedy: str) -> None:
@@ -296,13 +309,12 @@ def _plain(chain: str, piece: selection.Piece, target: str) -> str:
 
 
 def _new_chain(work: _Work, table: str) -> str:
-    made = work.new_chains.setdefault(table, [])
-    taken = {*work.ruleset.chains.get(table, {}), *made}
-    number = 1
-    while f"{CHAIN_PREFIX}{number}" in taken:
+    made = work.new_chains.setdefault(table, {})
+    number = next(reversed(made.values()), 0) + 1
+    while f"{CHAIN_PREFIX}{number}" in work.ruleset.chains[table]:
         number += 1
-    made.append(f"{CHAIN_PREFIX}{number}")
-    return made[-1]
+    made[f"{CHAIN_PREFIX}{number}"] = number
+    return f"{CHAIN_PREFIX}{number}"
 
 
 def _untracked_texts(work: _Work, line: Line) -> list[str] | None:

@@ -10,13 +10,14 @@ import asyncio
 import errno
 import socket
 import struct
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import AsyncIterator, Awaitable, Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 from .namespace import Namespace
 
-Address = Tuple[str, int]
+Address = tuple[str, int]
 FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 PING_PROTOCOL = {"ipv4": socket.IPPROTO_ICMP, "ipv6": socket.IPPROTO_ICMPV6}
 NO_WAITING = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
@@ -41,9 +42,9 @@ class World:
     """Listeners and UDP services of one family, and the connections that they accepted."""
 
     family: str
-    accepted: Dict[Address, "asyncio.Future[socket.socket]"] = field(default_factory=dict)
-    sockets: List[socket.socket] = field(default_factory=list)
-    tasks: List["asyncio.Task[None]"] = field(default_factory=list)
+    accepted: dict[tuple[Address, Address], asyncio.Future[socket.socket]] = field(default_factory=dict)
+    sockets: list[socket.socket] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def listen(self, place: Namespace, *ports: int) -> None:
         """Listen on TCP ports of every address of *place*."""
@@ -67,19 +68,25 @@ class World:
         while True:
             connection, peer = await loop.sock_accept(listener)
             connection.setblocking(False)
-            self.waiting_for(peer[:2]).set_result(connection)
+            self.sockets.append(connection)
+            self._expected(peer[:2], connection.getsockname()[:2]).set_result(connection)
 
-    def waiting_for(self, peer: Address) -> "asyncio.Future[socket.socket]":
-        """The future of the accepted connection that comes from *peer*."""
-        return self.accepted.setdefault(peer, asyncio.get_running_loop().create_future())
+    def _expected(self, caller: Address, called: Address) -> asyncio.Future[socket.socket]:
+        return self.accepted.setdefault((caller, called), asyncio.get_running_loop().create_future())
+
+    async def other_end(self, caller: Address, called: Address) -> socket.socket:
+        """The accepted end of the connection between two addresses, once it is accepted."""
+        try:
+            return await self._expected(caller, called)
+        finally:
+            del self.accepted[caller, called]
 
     async def close(self) -> None:
         """Stop listening, and close what is left open."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        left = [f.result() for f in self.accepted.values() if f.done() and not f.cancelled()]
-        for opened in (s for s in self.sockets + left if s.fileno() >= 0):
+        for opened in (s for s in self.sockets if s.fileno() >= 0):
             asyncio.get_running_loop().remove_reader(opened)
             opened.close()
 
@@ -116,7 +123,7 @@ class Pair:
 
 
 async def connect(
-    made: World, place: Namespace, to: Address, source: Optional[str] = None, sport: int = 0
+    made: World, place: Namespace, to: Address, source: str | None = None, sport: int = 0
 ) -> Pair:
     """Connect from *place* to a listener of *made*, and give both ends."""
     caller = open_socket(place, made.family, socket.SOCK_STREAM)
@@ -124,7 +131,7 @@ async def connect(
         if source or sport:
             caller.bind((source or "", sport))
         await asyncio.get_running_loop().sock_connect(caller, to)
-        called = await made.waiting_for(caller.getsockname()[:2])
+        called = await made.other_end(caller.getsockname()[:2], to)
     except BaseException:
         caller.close()
         raise
@@ -141,7 +148,7 @@ async def transfer(sender: socket.socket, receiver: socket.socket, size: int) ->
 
 async def read(receiver: socket.socket, size: int) -> bytes:
     """Read exactly *size* bytes, or fewer where the stream ends."""
-    pieces: List[bytes] = []
+    pieces: list[bytes] = []
     left = size
     while left:
         piece = await asyncio.get_running_loop().sock_recv(receiver, min(left, 1 << 16))
@@ -229,8 +236,8 @@ async def outcome(conversation: Awaitable[None], patience: float) -> str:
 
 
 async def outcomes(
-    conversations: Dict[str, Callable[[], Awaitable[None]]], patience: Callable[[str], float]
-) -> Dict[str, str]:
+    conversations: dict[str, Callable[[], Awaitable[None]]], patience: Callable[[str], float]
+) -> dict[str, str]:
     """Hold all the conversations at once; name -> outcome."""
     results = await asyncio.gather(*(outcome(start(), patience(name)) for name, start in conversations.items()))
     return dict(zip(conversations, results))

@@ -12,9 +12,9 @@ import ctypes
 import os
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
 
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
@@ -66,7 +66,7 @@ class Namespace:
             os.close(home)
 
     def run(
-        self, *argv: str, stdin: str = "", check: bool = True, env: Optional[Dict[str, str]] = None
+        self, *argv: str, stdin: str = "", check: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the namespace; a failure shows what it said."""
         with self.inside():
@@ -75,7 +75,7 @@ class Namespace:
         assert not check or done.returncode == 0, f"{argv} in {self.name}: {done.returncode} {done.stderr}\n{stdin}"
         return done
 
-    def sysctl(self, values: Dict[str, object], missing_ok: bool = False) -> None:
+    def sysctl(self, values: dict[str, object], missing_ok: bool = False) -> None:
         """Set kernel parameters of the namespace."""
         with self.inside():
             for name, value in values.items():
@@ -111,7 +111,7 @@ class Namespace:
 
     # --- what conntrack knows ------------------------------------------------------------
 
-    def tracked(self, *needles: str) -> List[str]:
+    def tracked(self, *needles: str) -> list[str]:
         """Lines of ``/proc/net/nf_conntrack`` that hold every one of *needles*."""
         lines = self.read("nf_conntrack").splitlines()
         return [line for line in lines if all(f" {needle} " in f" {line} " for needle in needles)]

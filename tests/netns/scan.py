@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import count
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from . import wire
 from .conversations import FAMILY
@@ -72,10 +72,10 @@ class Fate:
         return f"{'arrives' if self.arrived else 'does not arrive'}, answer: {self.answer or 'none'}"
 
 
-def scan(net: Topology, family: str, probes: Sequence[Probe]) -> Dict[Probe, Fate]:
+def scan(net: Topology, family: str, probes: Sequence[Probe]) -> dict[Probe, Fate]:
     """Send every probe once; probe -> fate."""
     outer = {probe: _scan_address(family) for probe in probes}
-    found: Dict[Tuple[str, str], List[wire.Seen]] = {}
+    found: dict[tuple[str, str], list[wire.Seen]] = {}
     with ExitStack() as stack:
         taps = [stack.enter_context(tap(net.client, family))]
         taps += [stack.enter_context(raw(net.host, family, p)) for p in PROTOCOLS[family]]
@@ -92,7 +92,7 @@ def _scan_address(family: str) -> str:
     return str(ip_network(SCAN[family]).network_address + next(_serials))
 
 
-def _fate(probe: Probe, outer: str, found: Dict[Tuple[str, str], List[wire.Seen]], refused: str) -> Fate:
+def _fate(probe: Probe, outer: str, found: dict[tuple[str, str], list[wire.Seen]], refused: str) -> Fate:
     at_client = found.get(("client", outer), [])
     if probe.outward:
         return Fate(any(seen.kind == probe.kind for seen in at_client), refused)
@@ -104,9 +104,9 @@ def _fate(probe: Probe, outer: str, found: Dict[Tuple[str, str], List[wire.Seen]
 # --- sending -----------------------------------------------------------------------------
 
 
-def _send_all(net: Topology, family: str, outer: Dict[Probe, str]) -> Dict[Probe, str]:
+def _send_all(net: Topology, family: str, outer: dict[Probe, str]) -> dict[Probe, str]:
     """Send every probe; probe -> the error with which the kernel refused to send it."""
-    refused: Dict[Probe, str] = {}
+    refused: dict[Probe, str] = {}
     places = {"in": (net.client, "host"), "through": (net.client, "backend"),
               "out": (net.host, "host"), "back": (net.backend, "backend")}  # fmt: skip
     for way, (place, inner) in places.items():
@@ -122,7 +122,7 @@ def _send_all(net: Topology, family: str, outer: Dict[Probe, str]) -> Dict[Probe
     return refused
 
 
-def packets(probe: Probe, family: str, source: str, destination: str) -> List[bytes]:
+def packets(probe: Probe, family: str, source: str, destination: str) -> list[bytes]:
     """The packet, or its fragments, as they are sent."""
     load = b"x" * 64 if probe.cut else b""
     ports = (probe.sport, probe.dport)
@@ -184,7 +184,7 @@ def raw(place: Namespace, family: str, protocol: int) -> Iterator[Tap]:
         yield Tap(place.name, made, protocol)
 
 
-def _collect(taps: Iterable[Tap], found: Dict[Tuple[str, str], List[wire.Seen]]) -> None:
+def _collect(taps: Iterable[Tap], found: dict[tuple[str, str], list[wire.Seen]]) -> None:
     """Read until nothing comes any more; (place, outer address) -> what was seen."""
     by_socket = {t.socket: t for t in taps}
     for _ in range(int(LONGEST / QUIET)):
@@ -216,7 +216,7 @@ def _drain(watched: Tap) -> Iterator[wire.Seen]:
 # --- what to send ------------------------------------------------------------------------
 
 
-def everything(family: str) -> List[Probe]:
+def everything(family: str) -> list[Probe]:
     """The whole matrix of probes."""
     found = _tcp("in", (22, 23, 80, 9, 40000), (40000, 53, 80, 443, 123, 8080))
     found += _tcp("through", (8080, 23), (40000, 53)) + _tcp("back", (40000, 23), (40001, 8080))
@@ -239,16 +239,16 @@ ICMP_MESSAGES = {
 }  # fmt: skip
 
 
-def _tcp(way: str, dports: Iterable[int], sports: Iterable[int]) -> List[Probe]:
+def _tcp(way: str, dports: Iterable[int], sports: Iterable[int]) -> list[Probe]:
     letters = [wire.flag_letters(bits).replace("-", "") for bits in range(64)] + list(SYN_LIKE)
     return [Probe(way, "tcp", flags, s, d) for d in dports for s in sports for flags in letters]
 
 
-def _udp(way: str, dports: Iterable[int]) -> List[Probe]:
+def _udp(way: str, dports: Iterable[int]) -> list[Probe]:
     return [Probe(way, "udp", "", s, d) for d in dports for s in (40000, 53, 67, 123, 443, 547, 5000)]
 
 
-def _cut(way: str, family: str) -> List[Probe]:
+def _cut(way: str, family: str) -> list[Probe]:
     cuts = ("two", "swapped", "tiny") + (("atomic",) if family == "ipv6" else ())
     found = [Probe(way, "tcp", flags, s, d, cut)
              for cut in cuts for flags in ("S", "SE", "SPU", "PA", "R", "F", "")

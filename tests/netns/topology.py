@@ -15,9 +15,9 @@ help another.  The router refuses ``UNREACHABLE`` with an ICMP error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterator, List
 
 from .namespace import Namespace, configure
 
@@ -28,7 +28,7 @@ SCAN = {"ipv4": "10.128.0.0/9", "ipv6": "fd80::/16"}
 CLIENTS = {"ipv4": "10.77.1.0/28", "ipv6": "fd77:1::/124"}
 UNREACHABLE = {"ipv4": "10.78.0.1", "ipv6": "fd78::1"}
 
-SYSCTLS: Dict[str, object] = {
+SYSCTLS: dict[str, object] = {
     # no duplicate address detection: addresses work at once
     "net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.accept_dad": 0,
     "net.ipv6.conf.default.router_solicitations": 0,
@@ -41,7 +41,7 @@ SYSCTLS: Dict[str, object] = {
     "net.ipv4.ping_group_range": "0 2147483647",
 }  # fmt: skip
 # Not every kernel has these in every namespace, or before a module is loaded.
-WHERE_THEY_EXIST: Dict[str, object] = {
+WHERE_THEY_EXIST: dict[str, object] = {
     "net.ipv4.icmp_msgs_per_sec": 100_000, "net.ipv4.icmp_msgs_burst": 100_000,
     # fragments whose others were refused do not fill the memory for later ones
     "net.ipv4.ipfrag_time": 2, "net.ipv4.ipfrag_high_thresh": 1 << 28,
@@ -60,7 +60,7 @@ class Topology:
     backend: Namespace
 
     @property
-    def all(self) -> List[Namespace]:
+    def all(self) -> list[Namespace]:
         """Every namespace, from left to right."""
         return [self.client, self.router, self.host, self.backend]
 
@@ -91,7 +91,8 @@ def address(family: str, name: str) -> str:
     the client), ``inside`` (the host, towards the backend), ``backend``, ``loopback``."""
     if name == "loopback":
         return "127.0.0.1" if family == "ipv4" else "::1"
-    link, last = {"client": (1, 2), "edge": (1, 1), "router": (2, 1), "host": (2, 2), "inside": (3, 1), "backend": (3, 2)}[name]
+    ends = {"client": (1, 2), "edge": (1, 1), "router": (2, 1), "host": (2, 2), "inside": (3, 1), "backend": (3, 2)}
+    link, last = ends[name]
     return f"10.77.{link}.{last}" if family == "ipv4" else f"fd77:{link}::{last}"
 
 

@@ -7,23 +7,24 @@ the host with itself.  The result of each is ``ok`` or how it failed.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import AsyncIterator, Awaitable, Callable, Dict, Optional, Tuple
+from typing import Callable
 
 from . import conversations as talk
 from .conversations import Pair, World
 from .namespace import Namespace
 from .topology import SMALL_MTU, UNREACHABLE, Topology, address
 
-Conversations = Dict[str, Callable[[], Awaitable[None]]]
+Conversations = dict[str, Callable[[], Awaitable[None]]]
 
 HOST_PORTS = (22, 23, 80, 8080)
 REMOTE_PORTS = (25, 80, 8080)
 ANSWERED = (53, 443, 514, 9999)
 ASKED = (53, 123, 5000)
 CLOSED = 9
-PATIENCE = 0.6  # seconds that are waited for what is expected to fail
+PATIENCE = 0.4  # seconds that are waited for what may well fail
 EXPECTED = 5.0  # for what has to work
 WAYS = {
     "in": ("client", "host"), "out": ("host", "client"), "on": ("host", "backend"),
@@ -44,7 +45,7 @@ async def services(net: Topology, family: str) -> AsyncIterator[World]:
         yield made
 
 
-def ends(net: Topology, family: str, way: str) -> Tuple[Namespace, str]:
+def ends(net: Topology, family: str, way: str) -> tuple[Namespace, str]:
     """Where a conversation starts, and the address that it goes to."""
     caller, called = WAYS[way]
     return net.named(caller), address(family, called)
@@ -93,10 +94,11 @@ def daily(net: Topology, made: World) -> Conversations:
     return found
 
 
-def over_small_link(net: Topology, made: World) -> Conversations:
+def over_small_link(net: Topology, made: World, held: dict[str, str]) -> Conversations:
     """Transfers towards the client that only get through when the sender learns the path's MTU.
 
-    Each uses another address of the client, which the sender has never sent to before.
+    Each uses another address of the client, which the sender has never sent to before.  A
+    way that *held* shows to be closed is not tried, and has no outcome.
     """
     client = {n: _nth_client(made.family, n) for n in range(3, 9)}
     found: Conversations = {}
@@ -110,17 +112,18 @@ def over_small_link(net: Topology, made: World) -> Conversations:
         found[f"small link: upload {way} {port}"] = partial(
             _transfer, made, place, (client[n], port), None, False
         )
-    return found
+    open_ways = {" ".join(name.split()[1:3]) for name, result in held.items() if name[:3] == "tcp" and result == "ok"}
+    return {name: start for name, start in found.items() if " ".join(name.split()[-2:]) in open_ways}
 
 
 def _nth_client(family: str, number: int) -> str:
     return f"10.77.1.{number}" if family == "ipv4" else f"fd77:1::{number}"
 
 
-async def use(net: Topology, family: str, worked: Dict[str, str]) -> Dict[str, str]:
+async def use(net: Topology, family: str, worked: dict[str, str]) -> dict[str, str]:
     """Hold every conversation, neighbours and paths unknown at first; name -> outcome.
 
-    *worked* are the outcomes under the rules before: what worked then gets more patience.
+    *worked* are the outcomes that are expected: what is ``ok`` there gets more patience.
     """
 
     def patience(name: str) -> float:
@@ -132,7 +135,8 @@ async def use(net: Topology, family: str, worked: Dict[str, str]) -> Dict[str, s
         net.small_link(family)
         try:
             net.forget_paths()
-            found.update(await talk.outcomes(over_small_link(net, made), patience))
+            possible = over_small_link(net, made, found)
+            found.update(await talk.outcomes(possible, patience))
         finally:
             net.small_link(family, False)
     return found
@@ -165,7 +169,7 @@ async def _called_resets(pair: Pair) -> None:
 
 
 async def _transfer(
-    made: World, place: Namespace, to: talk.Address, source: Optional[str], download: bool
+    made: World, place: Namespace, to: talk.Address, source: str | None, download: bool
 ) -> None:
     """Transfer much, and see that the sender had to learn of the small link."""
     pair = await talk.connect(made, place, to, source)

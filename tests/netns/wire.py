@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
 
 FLAGS = "FSRPAUEC"  # bit 0 to bit 7
 TCP, UDP, ICMP4, ICMP6, GRE, ESP, FRAGMENT = 6, 17, 1, 58, 47, 50, 44
@@ -38,7 +37,7 @@ def checksum(content: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     if len(content) % 2:
         content += b"\0"
-    total = sum(struct.unpack(f"!{len(content) // 2}H", content))
+    total: int = sum(struct.unpack(f"!{len(content) // 2}H", content))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -49,7 +48,7 @@ def _pseudo(source: str, destination: str, protocol: int, length: int) -> bytes:
     return ends + (struct.pack("!BBH", 0, protocol, length) if len(ends) == 8 else struct.pack("!II", length, protocol))
 
 
-def tcp(source: str, destination: str, ports: Tuple[int, int], flags: int, seq: int, load: bytes = b"") -> bytes:
+def tcp(source: str, destination: str, ports: tuple[int, int], flags: int, seq: int, load: bytes = b"") -> bytes:
     """A TCP segment from port to port."""
     ack = 1 if flags & flag_bits("A") else 0
     head = struct.pack("!HHIIBBHHH", *ports, seq, ack, 5 << 4, flags, 65535, 0, 0)
@@ -57,14 +56,14 @@ def tcp(source: str, destination: str, ports: Tuple[int, int], flags: int, seq: 
     return head[:16] + struct.pack("!H", total) + head[18:] + load
 
 
-def udp(source: str, destination: str, ports: Tuple[int, int], load: bytes = b"hello") -> bytes:
+def udp(source: str, destination: str, ports: tuple[int, int], load: bytes = b"hello") -> bytes:
     """A UDP datagram from port to port."""
     head = struct.pack("!HHHH", *ports, 8 + len(load), 0)
     total = checksum(_pseudo(source, destination, UDP, len(head) + len(load)) + head + load)
     return head[:6] + struct.pack("!H", total or 0xFFFF) + load
 
 
-def icmp(source: str, destination: str, kind: Tuple[int, int], rest: int = 0, load: bytes = b"") -> bytes:
+def icmp(source: str, destination: str, kind: tuple[int, int], rest: int = 0, load: bytes = b"") -> bytes:
     """An ICMP or ICMPv6 message of type and code; *rest* is the header's second half."""
     body = struct.pack("!BBHI", *kind, 0, rest) + load
     pseudo = _pseudo(source, destination, ICMP6, len(body)) if ":" in source else b""
@@ -80,9 +79,9 @@ def ip(source: str, destination: str, protocol: int, load: bytes, ident: int = 0
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + load
 
 
-def fragments(source: str, destination: str, protocol: int, load: bytes, ident: int, size: int) -> List[bytes]:
+def fragments(source: str, destination: str, protocol: int, load: bytes, ident: int, size: int) -> list[bytes]:
     """The packet in pieces of *size* bytes (a multiple of 8); one piece is an atomic fragment."""
-    pieces: List[bytes] = []
+    pieces: list[bytes] = []
     for start in range(0, len(load), size):
         more = start + size < len(load)
         piece = load[start : start + size]
@@ -108,7 +107,7 @@ class Seen:
     seq: int = 0
 
 
-def parse(packet: bytes) -> Optional[Seen]:
+def parse(packet: bytes) -> Seen | None:
     """What an IP packet is; ``None`` for a later fragment and for what is not IP."""
     if len(packet) < 20:
         return None

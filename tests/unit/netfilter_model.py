@@ -78,7 +78,7 @@ class Firewall:
                 chain, policy = line[1:].split()[:2]
                 self.policies[table, chain] = policy
                 self.chains.setdefault((table, chain), [])
-            elif line.strip() and not line.startswith("#") and line != "COMMIT":
+            elif line.strip() and not line.startswith("#") and line != "COMMIT" and table != "nat":
                 self._command(table, line)
 
     def _command(self, table: str, line: str) -> None:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from fakehost import KNOWN, RELEASE, FakeHost
+from fakehost import KNOWN, FakeHost
 
 from cloudinit_conntrack.host.root import Root
 
+AWK = os.path.realpath("/usr/bin/awk")  # the link behind it is lost where the tests hide /etc
 STATE_DIR = "/var/lib/cloudinit-conntrack"
 RULES = ("legacy-ipv4", "legacy-ipv6", "nft-ipv4", "nft-ipv6")
 Snapshot = dict[str, tuple[object, ...]]
@@ -48,7 +49,7 @@ case $me in ip6*) family=ipv6 ;; *) family=ipv4 ;; esac
 
 # /proc/modules and /proc/net/ip_tables_names, from what is loaded and what the rules use.
 show() {
-    [ -e "$K/loaded" ] && /usr/bin/awk '
+    [ -e "$K/loaded" ] && %(awk)s '
         FILENAME ~ /needs$/ { for (i = 2; i <= NF; i++) needs[$1] = needs[$1] " " $i; next }
         FILENAME ~ /users$/ { users[$1] += $2; next }
         FILENAME ~ /loaded$/ { order[++n] = $1; next }
@@ -107,7 +108,7 @@ restore() {
     case " $* " in *" --test "*) exit 0 ;; esac  # no proof, as with the real ones
     change "$@"
     /bin/cat >"$K/in.$me"
-    want=$(/usr/bin/awk '
+    want=$(%(awk)s '
         /-m broken/ { print "broken", NR; exit }
         /-m (state|conntrack) / { want["xt_conntrack"] }
         /-j (CT|NOTRACK)/ { want["xt_CT"] }
@@ -118,7 +119,7 @@ restore() {
         load "$one" || { echo "$me: line 1 failed" >&2; show; exit 1; }
     done
     if [ ! -e /proc/$PPID/ns/net ] || [ /proc/self/ns/net -ef /proc/$PPID/ns/net ]; then
-        /usr/bin/awk -v place="$K/rules/$backend-$family/" '
+        %(awk)s -v place="$K/rules/$backend-$family/" '
             /^#/ { next }
             /^\*/ { file = place substr($1, 2); printf "" >file }
             /^-/ { $0 = "[0:0] " $0 }
@@ -188,7 +189,7 @@ class LiveHost(FakeHost):
         if modules is not None:
             (self.kernel / "loaded").write_text("".join(f"{name}\n" for name in modules))
         script = self.kernel / "script"
-        script.write_text(_SCRIPT % {"kernel": self.kernel, "tree": self.tree, "backend": backend})
+        script.write_text(_SCRIPT % {"kernel": self.kernel, "tree": self.tree, "backend": backend, "awk": AWK})
         script.chmod(0o755)
         for name in KNOWN:
             (Path(self.path) / name).unlink()
@@ -238,7 +239,7 @@ class LiveHost(FakeHost):
         self._show("legacy")
 
     def fault(self, at: int, kind: str) -> None:
-        """Let the *at*-th change from now on ``fail``, ``lie`` (say done, do nothing) or ``grumble`` (do, say failed)."""
+        """Let the *at*-th change from now on ``fail``, ``lie`` (say it is done) or ``grumble`` (say it failed)."""
         self.clear_changes()
         (self.kernel / "fault").write_text(f"{at} {kind}\n")
 
@@ -341,31 +342,52 @@ def touching(event: str, args: tuple[Any, ...]) -> bool:
         name, words = os.path.basename(str(args[0])), [str(word) for word in args[1]]
         return (name.endswith("-restore") and "--test" not in words) or name == "rmmod" or words[:1] + words[1:2] == [
             "modprobe", "nf_conntrack"]  # fmt: skip
-    return event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.utime", "os.setxattr")
+    return event in (
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.chmod",
+        "os.chown",
+        "os.utime",
+        "os.setxattr",
+    )
 
 
-def count_touches() -> Callable[[], int]:
-    """Count what changes the host from now on in this process.  Only for a :func:`forked` one."""
-    seen = [0]
+def touches(function: Callable[[], object]) -> int:
+    """How often *function* touches the host; it is called, in a process of its own."""
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        seen[0] += touching(event, args)
+    def counted() -> int:
+        seen = [0]
 
-    sys.addaudithook(hook)
-    return lambda: seen[0]
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            seen[0] += touching(event, args)
+
+        sys.addaudithook(hook)
+        function()
+        return seen[0]
+
+    number = forked(counted)
+    assert isinstance(number, int) and number > 5
+    return number
 
 
-def die_at(number: int) -> None:
-    """Let this process be killed just before its *number*-th touch.  Only for a :func:`forked` one."""
-    seen = [0]
+def killed_at(number: int, function: Callable[[], object]) -> None:
+    """Call *function* in a process of its own that is killed just before its *number*-th touch."""
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if touching(event, args):
-            seen[0] += 1
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def doomed() -> None:
+        seen = [0]
 
-    sys.addaudithook(hook)
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            if touching(event, args):
+                seen[0] += 1
+                if seen[0] == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        function()
+
+    assert forked(doomed) == -signal.SIGKILL, f"it ended before touch {number}"
 
 
 def fail_at(number: int, for_good: bool = False) -> None:
@@ -379,6 +401,3 @@ def fail_at(number: int, for_good: bool = False) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     sys.addaudithook(hook)
-
-
-__all__ = ["RELEASE", "HostTree", "LiveHost", "count_touches", "die_at", "fail_at", "forked", "snapshot", "touching"]

@@ -58,6 +58,23 @@ UFW = """*filter
 -A deny -j LOG --log-prefix "deny "
 COMMIT
 """
+NEGATED = """*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p tcp -m multiport --dports 22,80 -m state --state NEW -j ACCEPT
+-A INPUT -m state ! --state ESTABLISHED,RELATED -j DROP
+-A OUTPUT -m state --state INVALID -j REJECT
+COMMIT
+"""
+NEW_REFUSED = """*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT
+-A INPUT -m conntrack --ctstate NEW,INVALID -j DROP
+COMMIT
+"""
 OPEN = "*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 RULESETS = {"el": EL, "closed": CLOSED, "ufw": UFW, "open": OPEN, "empty": ""}
 
@@ -104,6 +121,7 @@ def judge(text: str, bypass: Bypass, family: str) -> Rewritten:
                 now = new.send(hook, packet, "UNTRACKED" if exempt else state)
                 if now.verdict == "ACCEPT" and old.send(hook, packet, state).verdict != "ACCEPT":
                     assert exempt and (not packet.is_syn or opened(done, packet)), f"newly let in: {story}"
+                    assert any(change.widens for change in done.changes), f"not stated: {story}"
     return done
 
 
@@ -127,9 +145,13 @@ def test_everything_bypasses(name: str, family: str) -> None:
     for hook in ("INPUT", "OUTPUT"):
         for packet in universe(family):
             assert new.exempt(hook, packet)
+            now = new.send(hook, packet, "UNTRACKED").verdict
             for state in usual_states(packet, hook, family):
-                if packet.protocol in ("tcp", "icmp") and old.send(hook, packet, state).verdict == "ACCEPT":
-                    assert new.send(hook, packet, "UNTRACKED").verdict == "ACCEPT", f"{hook} {packet} {name}"
+                before = old.send(hook, packet, state).verdict
+                if packet.protocol in ("tcp", "icmp") and before == "ACCEPT":
+                    assert now == "ACCEPT", f"{hook} {packet} {name}"
+                if packet.is_syn and before != "ACCEPT":
+                    assert now != "ACCEPT", f"{hook} {packet} {name}"
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -190,7 +212,7 @@ def test_a_second_time_changes_nothing(name: str, family: str) -> None:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_what_the_kernel_gives_back_needs_nothing(family: str, backend: str) -> None:
     """The save programs sort options and write ``10.0.0.1/32``: that is no change."""
-    peer = "10.0.0.1" if family == "ipv4" else "2001:db8:1::1"
+    peer = "10.0.0.1/32" if family == "ipv4" else "2001:db8:1::1/128"  # as config gives it
     single = Bypass((Flow("tcp", (80, 80)),), (Flow("tcp", (8080, 8090), peer), Flow("udp", (53, 53), peer)))
     cases = [(ruleset(name, family), bypass) for name in RULESETS for bypass in (BYPASSES[family], single, ALL)]
     texts = [format_ruleset(bypassed(text, bypass, family).ruleset) for text, bypass in cases]
@@ -233,6 +255,32 @@ def test_a_nat_rule_beside_the_flows_does_not_block(rule: str) -> None:
     error = Packet("icmp", icmp_type=3)
     assert not new.exempt("INPUT", error), "translated flows need their errors tracked"
     assert new.send("INPUT", error, "INVALID").verdict == "ACCEPT", "and the bypassed ones need them in spite of INVALID"
+
+
+TCP_ONLY = Bypass((Flow("tcp", (80, 80)),))
+PREPARED = "*filter\n:INPUT DROP [0:0]\n-A INPUT -m state --state ESTABLISHED,UNTRACKED -j ACCEPT\nCOMMIT\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "bypass", "line", "reason"),
+    [
+        (NEGATED, WEB, 6, "it matches UNTRACKED"), (NEGATED, ALL, 6, "it matches UNTRACKED"),
+        (PREPARED, ALL, 3, "it matches UNTRACKED"), (NEW_REFUSED, WEB, 6, "a chain of its own"), (NEW_REFUSED, ALL, 6, "a chain of its own"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_have_a_twin_blocks(text: str, bypass: Bypass, line: int, reason: str) -> None:
+    """Without that, NOTRACK would refuse what worked, or open what was refused."""
+    done = bypassed(text, bypass)
+    (blocker,) = done.blockers
+    assert blocker.line == line and blocker.rule == text.splitlines()[line - 1]
+    assert reason in blocker.reason and blocker.remedy
+    assert format_ruleset(done.ruleset) == text and not done.changes
+
+
+def test_a_rule_prepared_for_untracked_flows_is_left_alone() -> None:
+    done = judge(PREPARED, TCP_ONLY, "ipv4")
+    assert ["tcp port 80 was closed and is open now"] == [c.widens for c in done.changes if c.widens]
+    judge(NEW_REFUSED, TCP_ONLY, "ipv4")
 
 
 def test_a_port_that_was_closed_is_opened_and_told() -> None:

@@ -201,5 +201,3 @@ def test_a_saved_file_is_proved_before_the_block(case: Path) -> None:
             assert action.text == next(s.image.content.decode() for s in state.saved if s.path == action.path)
     proved = {a.path for a in plan.actions if isinstance(a, ProveLoading)}
     assert state.kernel is None or proved == {s.path for s in state.saved if s.kind == "rules"}
-
-

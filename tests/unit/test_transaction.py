@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 from fakehost import FakeHost
-from stubs import LiveHost, Snapshot, count_touches, die_at, fail_at, forked, snapshot
+from stubs import LiveHost, Snapshot, fail_at, forked, killed_at, snapshot, touches
 
 from cloudinit_conntrack import journal, transaction
 from cloudinit_conntrack.actions import WriteFile
@@ -49,6 +50,10 @@ def quiet(_: str) -> None:
 def apply(host: LiveHost, mode: str = "unload", progress: Callable[[str], None] = quiet, **more: Any) -> Applied:
     section = {"mode": mode, **more}
     return transaction.apply(desired_from_section(section), section, host.root, True, progress)
+
+
+def outcome(host: LiveHost, mode: str = "unload", **more: Any) -> str:
+    return apply(host, mode, **more).outcome
 
 
 def revert(host: LiveHost) -> Reverted:
@@ -216,12 +221,13 @@ def test_notrack_takes_its_modules_with_it(tmp_path: Path, monkeypatch: pytest.M
     host.rules("nft", "ipv4", SMALL.replace("-m state --state ESTABLISHED ", "-m tcp --tcp-flags ACK ACK "))
     monkeypatch.setenv("PATH", host.path)
     before = host.snapshot()
-    assert forked(lambda: apply(host, "notrack", flows={"frontends": [80]}).outcome, network=True) == "done"
+    bypass = partial(outcome, host, "notrack", flows={"frontends": [80]})
+    assert forked(bypass, network=True) == "done"
     assert host.loaded() == {"nf_tables", "xt_CT", "nf_conntrack", "nf_defrag_ipv4"}
     for family in ("ipv4", "ipv6"):
         raw = host.live("nft", family).partition("*raw")[2]
         assert raw.count("-j CT --notrack") == (6 if family == "ipv4" else 7)
-    assert forked(lambda: apply(host, "notrack", flows={"frontends": [80]}).outcome, network=True) == "nothing-to-do"
+    assert forked(bypass, network=True) == "nothing-to-do"
     assert revert(host).problems == ()
     assert host.snapshot() == before
 
@@ -230,8 +236,8 @@ def test_modes_one_after_the_other_and_all_the_way_back(small: LiveHost) -> None
     before = small.snapshot()
     flows = {"frontends": [80]}
     for mode in ("stateless", "notrack", "unload"):
-        assert forked(lambda mode=mode: apply(small, mode, flows=flows).outcome, network=True) == "done"
-        assert forked(lambda mode=mode: apply(small, mode, flows=flows).outcome, network=True) == "nothing-to-do"
+        switch = partial(outcome, small, mode, flows=flows)
+        assert [forked(switch, network=True) for _ in range(2)] == ["done", "nothing-to-do"]
     assert "notrack" not in small.live("legacy", "ipv4") + small.read(RULES)
     assert small.loaded() == {"nf_defrag_ipv4"}
     assert revert(small).problems == ()
@@ -359,33 +365,23 @@ def test_a_command_that_fails_or_lies(kind: str, tmp_path: Path, monkeypatch: py
             assert revert(host).problems == ()
             assert host.snapshot() == before, (kind, at)
     # restore, rmmod, rmmod, proof, none.  rmmod is tried again, and judged by what is loaded.
-    assert outcomes == {
-        "fail": ["failed", "done", "done", "failed", "done"],
-        "lie": ["failed", "done", "done", "done", "done"],
-        "grumble": ["failed", "done", "done", "failed", "done"],
-    }[kind]
+    assert (
+        outcomes
+        == {
+            "fail": ["failed", "done", "done", "failed", "done"],
+            "lie": ["failed", "done", "done", "done", "done"],
+            "grumble": ["failed", "done", "done", "failed", "done"],
+        }[kind]
+    )
 
 
 def test_a_saved_file_that_does_not_load_is_found_before_the_block(small: LiveHost) -> None:
     small.write(RULES, SMALL.replace("COMMIT", "-A INPUT -m broken -j ACCEPT\nCOMMIT"), 0o600)
     before = small.snapshot()
-    with pytest.raises(HostError, match="does not load.*-m broken") as caught:
+    with pytest.raises(HostError, match=r"does not load.*-m broken") as caught:
         apply(small)
     assert caught.value.where == RULES
     assert small.snapshot() == before
-
-
-def touches(host: LiveHost, act: Callable[[], object]) -> int:
-    """How often *act* touches the host; the host is changed by it."""
-
-    def counted() -> int:
-        count = count_touches()
-        act()
-        return count()
-
-    number = forked(counted)
-    assert isinstance(number, int) and number > 5
-    return number
 
 
 def image(base: Path) -> FakeHost:
@@ -432,11 +428,11 @@ def failing(act: Callable[[], str], number: int, for_good: bool) -> str:
 
 def test_a_full_disk_at_any_moment_of_baking(tmp_path: Path) -> None:
     reference = image(tmp_path / "reference")
-    number = touches(reference, lambda: bake(reference))
+    number = touches(partial(bake, reference))
     for at in range(1, number + 1):
         host = image(tmp_path / f"once{at}")
         before = files(host)
-        said = failing(lambda host=host: bake(host), at, False)
+        said = failing(partial(bake, host), at, False)
         if said == "done":
             assert plain(files(host)) == plain(files(reference)), at
         else:
@@ -445,7 +441,7 @@ def test_a_full_disk_at_any_moment_of_baking(tmp_path: Path) -> None:
             assert files(host) == before, (at, said)
             assert kept(host) is None, at
         host = image(tmp_path / f"good{at}")
-        assert "no space left" in failing(lambda host=host: bake(host), at, True), at
+        assert "no space left" in failing(partial(bake, host), at, True), at
         assert transaction.revert(host.root, quiet).problems == ()
         assert files(host) == before, at
         assert journal_is_empty(host)
@@ -453,12 +449,12 @@ def test_a_full_disk_at_any_moment_of_baking(tmp_path: Path) -> None:
 
 def test_killed_at_any_moment_of_baking(tmp_path: Path) -> None:
     reference = image(tmp_path / "reference")
-    number = touches(reference, lambda: bake(reference))
+    number = touches(partial(bake, reference))
     for at in range(1, number + 1):
         for then in ("apply", "revert"):
             host = image(tmp_path / f"{then}{at}")
             before = files(host)
-            assert forked(lambda host=host, at=at: die_at(at) or bake(host)) == -9, at
+            killed_at(at, partial(bake, host))
             if then == "apply":
                 assert bake(host) in ("done", "nothing-to-do"), at
                 assert plain(files(host)) == plain(files(reference)), at
@@ -470,12 +466,12 @@ def test_killed_at_any_moment_of_baking(tmp_path: Path) -> None:
 def test_killed_while_reverting(tmp_path: Path) -> None:
     reference = image(tmp_path / "reference")
     bake(reference)
-    number = touches(reference, lambda: transaction.revert(reference.root, quiet))
+    number = touches(partial(transaction.revert, reference.root, quiet))
     for at in range(1, number + 1):
         host = image(tmp_path / f"host{at}")
         before = files(host)
         bake(host)
-        assert forked(lambda host=host, at=at: die_at(at) or transaction.revert(host.root, quiet)) == -9, at
+        killed_at(at, partial(transaction.revert, host.root, quiet))
         found = transaction.revert(host.root, quiet)
         assert (found.problems, found.notes) == ((), ()), at
         assert files(host) == before, at
@@ -485,13 +481,13 @@ def test_killed_at_any_moment_of_a_live_apply(tmp_path: Path, monkeypatch: pytes
     """Then the next apply recovers and completes, or revert restores."""
     reference = make_small(tmp_path / "reference")
     monkeypatch.setenv("PATH", reference.path)
-    number = touches(reference, lambda: apply(reference))
+    number = touches(partial(apply, reference))
     done = plain(reference.snapshot())
     for at in range(1, number + 1):
         host = make_small(tmp_path / f"host{at}")
         monkeypatch.setenv("PATH", host.path)
         before = host.snapshot()
-        assert forked(lambda host=host, at=at: die_at(at) or apply(host)) == -9, at
+        killed_at(at, partial(apply, host))
         if at % 2:
             assert apply(host).outcome in ("done", "nothing-to-do"), at
             assert plain(host.snapshot()) == done, at
@@ -503,12 +499,12 @@ def test_killed_at_any_moment_of_a_live_apply(tmp_path: Path, monkeypatch: pytes
 def test_a_full_disk_at_any_moment_of_a_live_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = make_small(tmp_path / "reference")
     monkeypatch.setenv("PATH", reference.path)
-    number = touches(reference, lambda: apply(reference))
+    number = touches(partial(apply, reference))
     for at in range(1, number + 1):
         host = make_small(tmp_path / f"host{at}")
         monkeypatch.setenv("PATH", host.path)
         before = host.snapshot()
-        said = failing(lambda host=host: apply(host).outcome, at, bool(at % 2))
+        said = failing(partial(outcome, host), at, bool(at % 2))
         if at % 2:
             assert "no space left" in said or "No space left" in said, (at, said)
             assert revert(host).problems == (), at
@@ -631,7 +627,9 @@ def test_a_damaged_journal_stops_everything(small: LiveHost) -> None:
 
 
 def test_what_a_cut_off_apply_left_is_told(small: LiveHost) -> None:
-    assert forked(lambda: apply(small, progress=lambda line: os.kill(os.getpid(), 9) if "prove" in line else None)) == -9
+    assert (
+        forked(lambda: apply(small, progress=lambda line: os.kill(os.getpid(), 9) if "prove" in line else None)) == -9
+    )
     small.write(RULES, "# mine\n", 0o600)
     found = apply(small)
     assert found.notes == (
@@ -653,10 +651,25 @@ def test_an_image_made_of_an_applied_host_does_not_reach_this_kernel(small: Live
     assert not (small.tree / BLOCK.strip("/")).exists()
 
 
+def test_a_baked_image_is_reverted_on_the_host_that_it_became(small: LiveHost) -> None:
+    before = small.snapshot()
+    section = {"mode": "unload"}
+    image = Root(str(small.tree))
+    assert transaction.apply(desired_from_section(section), section, image, False, quiet).outcome == "done"
+    assert small.changes() == []
+    assert revert(small).problems == ()
+    assert (small.snapshot(), small.changes()) == (before, [])
+
+
 def test_reverted_actions_are_told_in_their_order(small: LiveHost) -> None:
     apply(small)
     actions = revert(small).actions
     assert [action.id for action in actions] == [
-        f"file:{BLOCK}", "module:nf_conntrack", "module:xt_conntrack", "rules:legacy:ipv4", f"file:{RULES}"]  # fmt: skip
+        f"file:{BLOCK}",
+        "module:nf_conntrack",
+        "module:xt_conntrack",
+        "rules:legacy:ipv4",
+        f"file:{RULES}",
+    ]
     first = actions[0]
     assert isinstance(first, WriteFile) and first.after is None

@@ -1,0 +1,328 @@
+"""One rule that asks for a connection's state, written as rules that ask for parts of traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import nft_stateful as stateful
+from .effects import described
+from .nft_match import Test, field_ranges, tests_of
+from .nft_ruleset import Entry, Json
+from .nft_selection import FAMILIES, Kind, Selection, Statement, kinds_for, select
+from .nft_untracked import Exemption, in_family, may_meet, seen_by
+from .nft_words import statement_text
+from .nft_work import Work
+from .parts import OTHER, UDP_REST
+from .stateful import STATES
+
+_FINAL = frozenset(("accept", "drop", "reject"))
+_LEAVING = frozenset(("return", "goto"))
+_WATCHING = frozenset(("log", "counter"))
+# What a rule may hold that is to settle what becomes of a part of traffic.
+_SETTLING = frozenset(("counter", "log", "accept", "drop", "reject"))
+_SETTLING_FIELDS = frozenset(("nfproto", "l4proto", "state"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A rule, or one arm of its verdict map: what stands *before* and *after* the question for *states*."""
+
+    before: tuple[Statement, ...]
+    states: frozenset[str]
+    after: tuple[Statement, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The last statement's name; empty for a rule that asks only."""
+        return next(iter(self.after[-1])) if self.after else ""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the rule may leave its chain other than by a final verdict."""
+        if self.verdict == "vmap":
+            return any(f"'{key}'" in str(self.after[-1]["vmap"]["data"]) for key in _LEAVING) or isinstance(
+                self.after[-1]["vmap"]["data"], str)  # fmt: skip
+        return self.verdict in _LEAVING
+
+
+class _CannotBeSaidError(Exception):
+    """Why a rule cannot be rewritten, and what to do about it."""
+
+
+def rewrite_states(work: Work, entry: Entry) -> None:
+    """Replace *entry*, which asks for a state, or block it."""
+    made_before = {table: (len(work.new_chains.get(table, ())), len(work.new_rules.get(table, ())))
+                   for table in (entry.table,)}  # fmt: skip
+    try:
+        _rewrite(work, entry, _questions(work, entry))
+    except _CannotBeSaidError as error:
+        chains, rules = made_before[entry.table]
+        del work.new_chains.get(entry.table, [])[chains:], work.new_rules.get(entry.table, [])[rules:]
+        work.block(entry, *error.args)
+
+
+def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
+    tails: list[tuple[Statement, ...]] = []
+    reasons: list[str] = []
+    widens: list[str] = []
+    for asked in questions:
+        tests = tests_of(work.ruleset, entry, asked.before + asked.after)
+        kinds = kinds_for(FAMILIES[entry.family], tests, work.replies_for(entry))
+        decided = work.decided.get(entry.place, frozenset())
+        chosen = select(kinds, asked.states, decided, asked.verdict == "accept", tests)
+        tails += _tails(work, entry, asked, chosen, tests)
+        reasons.append(_reason(asked, chosen))
+        widens += [told] if (told := _widening(asked, chosen)) else []
+        for text in (_counted(asked, chosen), _lost(asked, chosen)):
+            if text:
+                work.note(entry, text)
+        if "UNTRACKED" in asked.states or not work.exempt:
+            settle(work, entry, asked, kinds, tests)  # an exempt packet has passed by, whatever its part
+    rules = _whole(work, entry, questions, tails)
+    work.replaced(entry, rules, "; ".join(reasons), "; ".join(widens) or None)
+
+
+# --- reading the rule ------------------------------------------------------------------
+
+
+def _questions(work: Work, entry: Entry) -> list[Asked]:
+    """What the rule asks; the arms of a verdict map of states one by one."""
+    places = [at for at, statement in enumerate(entry.statements) if stateful.asks_state(statement)]
+    first, last = places[0], places[-1]
+    states = frozenset(STATES)
+    arms: list[tuple[frozenset[str], Statement]] = []
+    for at in places:
+        kind, body = next(iter(entry.statements[at].items()))
+        if kind == "vmap" and stateful.is_state(body["key"]) and at == len(entry.statements) - 1:
+            arms = _arms(work, entry, body["data"])
+            continue
+        found = _states(work, entry, body) if kind == "match" else None
+        if found is None:
+            raise _CannotBeSaidError(*_odd(kind, body))
+        states &= found
+    between = entry.statements[first : last + 1]
+    if any("match" not in statement for statement in between[: -1 if arms else None]):
+        raise _CannotBeSaidError("it asks twice for the state, and does something in between", "make two rules of it")
+    before, after = entry.statements[:first], tuple(s for s in entry.statements[first:] if not stateful.asks_state(s))
+    if not arms:
+        return [Asked(before, states, after)]
+    return [Asked(before, states & mine, (*after, verdict)) for mine, verdict in arms if states & mine]
+
+
+def _states(work: Work, entry: Entry, body: Json) -> frozenset[str] | None:
+    right = body["right"]
+    if not (isinstance(right, str) and right.startswith("@")):
+        return stateful.states_of(body)
+    work.note(entry, f"the set {right[1:]} is read as it is now; the rule does not follow it any more")
+    return stateful.states_of(body, work.ruleset.members(entry, right))
+
+
+def _odd(kind: str, body: Json) -> tuple[str, str]:
+    if kind in ("match", "vmap") and "concat" in str(body.get("left", body.get("key"))):
+        return "it looks up the state together with something else", "make a rule for each state, and look up the rest"
+    if kind == "vmap":
+        return "its verdict map of states is not the rule's end", "move what follows into a rule of its own"
+    return "it uses the state for more than a match", "make a rule for each state"
+
+
+def _arms(work: Work, entry: Entry, data: Json) -> list[tuple[frozenset[str], Statement]]:
+    """The arms of a verdict map, those of one verdict together; what ends most connections' packets first."""
+    arms = work.ruleset.arms(entry, data)
+    if not arms or len(arms) != len(work.ruleset.members(entry, data)):
+        raise _CannotBeSaidError("its verdict map has elements that cannot be told", "write its elements into the rule")
+    if isinstance(data, str):
+        work.note(entry, f"the map {data[1:]} is read as it is now; the rule does not follow it any more")
+    found: dict[str, tuple[frozenset[str], Statement]] = {}
+    for key, verdict in arms:
+        states = stateful.states_of_key(key)
+        if not states:
+            raise _CannotBeSaidError("its verdict map has a key that is no single state", "write its elements as names")
+        known = found.get(str(verdict), (frozenset(), verdict))
+        found[str(verdict)] = (known[0] | states, verdict)
+    order = ("ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "NEW")
+    useful = [arm for arm in found.values() if "continue" not in arm[1]]
+    return sorted(useful, key=lambda arm: min(order.index(state) for state in arm[0]))
+
+
+# --- writing it ------------------------------------------------------------------------
+
+
+def _tails(
+    work: Work, entry: Entry, asked: Asked, chosen: Selection, tests: tuple[Test, ...]
+) -> list[tuple[Statement, ...]]:
+    """The rules for *asked*, without what stands before its question."""
+    exempt = tuple(_around(work, entry, asked, chosen, tests))
+    unclear = next((one for one in exempt if one.matches is None), None)
+    if unclear:
+        raise _CannotBeSaidError(*_unclear(unclear))
+    pieces = chosen.pieces or ()
+    counted = len(pieces) > 1 and asked.verdict != "return" and any(_counts(statement) for statement in asked.after)
+    if chosen.pieces is not None and not exempt and not counted:
+        found = [(*piece.matches, *asked.after) for piece in pieces]
+    else:
+        found = _own_chain(work, entry, asked, chosen, exempt)
+    if "UNTRACKED" in asked.states and not any(not piece.matches for piece in pieces):
+        found += [(*matches, *asked.after) for matches in _untracked(work, entry, asked, tests)]
+    return found
+
+
+def _own_chain(
+    work: Work, entry: Entry, asked: Asked, chosen: Selection, exempt: tuple[Exemption, ...]
+) -> list[tuple[Statement, ...]]:
+    """The rule in a chain of its own: behind RETURNs, or as one rule for many pieces."""
+    _stays(asked)
+    returns = [(*in_family(one, entry.family), _RETURN) for one in exempt]
+    returns += [(*piece.matches, _RETURN) for piece in chosen.around]
+    chain = work.new_chain(entry, [*returns, asked.after])
+    jump = {"jump": {"target": chain}}
+    return [(*piece.matches, jump) for piece in chosen.pieces] if chosen.pieces is not None else [(jump,)]
+
+
+_RETURN: Statement = {"return": None}
+
+
+def _stays(asked: Asked) -> None:
+    if asked.leaves:
+        raise _CannotBeSaidError("what it matches takes a chain of its own, and it leaves its chain",
+                            "put what it decides into a chain and jump there")  # fmt: skip
+
+
+def _whole(
+    work: Work, entry: Entry, questions: list[Asked], tails: list[tuple[Statement, ...]]
+) -> list[tuple[Statement, ...]]:
+    """The rules as they go in: what does something before the question does it once."""
+    before = questions[0].before if questions else ()
+    acts = any("match" not in statement for statement in before)
+    if not acts or len(tails) == 1:
+        return [_joined(before, tail) for tail in tails]
+    if not tails:
+        return [before]
+    for asked in questions:
+        _stays(asked)
+    return [(*before, {"jump": {"target": work.new_chain(entry, tails)}})]
+
+
+def _joined(before: tuple[Statement, ...], tail: tuple[Statement, ...]) -> tuple[Statement, ...]:
+    """Both, without a match in *tail* that *before* makes already."""
+    return (*before, *(s for s in tail if "match" not in s or s not in before))
+
+
+def _counts(statement: Statement) -> bool:
+    """Whether it keeps a count of its own, that several rules would keep several times."""
+    kind, body = next(iter(statement.items()))
+    return kind == "meter" or (kind in ("limit", "quota") and isinstance(body, dict)) or "'mode': 'inc'" in str(body)
+
+
+# --- exemptions ------------------------------------------------------------------------
+
+
+def _around(
+    work: Work, entry: Entry, asked: Asked, chosen: Selection, tests: tuple[Test, ...]
+) -> list[Exemption]:
+    """The exemptions whose packets, in none of the rule's states until now, must go around it.
+
+    Not around an ACCEPT of what belongs to connections: that is a widening, and told as one.
+    """
+    if "UNTRACKED" in asked.states or not chosen.matched or (asked.verdict or "log") in _WATCHING:
+        return []
+    if asked.verdict == "accept" and asked.states <= {"ESTABLISHED", "RELATED"}:
+        return []
+    if asked.verdict != "accept" and all(kind.part.state == "INVALID" for kind in chosen.matched):
+        return []  # segments that no connection needs
+    return [one for one in seen_by(work.exempt, work.bases(entry), entry.table) if may_meet(tests, one.tests)]
+
+
+def _untracked(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) -> Iterable[tuple[Statement, ...]]:
+    """The matches that stand for UNTRACKED: one for each exemption that a ``notrack`` grants."""
+    for one in seen_by(work.exempt, work.bases(entry), entry.table):
+        if one.matches is None:
+            raise _CannotBeSaidError(*_unclear(one))
+        if may_meet(tests, one.tests):
+            yield in_family(one, entry.family)
+
+
+def _unclear(exemption: Exemption) -> tuple[str, str]:
+    return (f"which packets are UNTRACKED is decided by {exemption.rule!r}, which cannot be merged",
+            "name the ports in this rule instead of the state")
+
+
+# --- what later rules see, and what a person is told -----------------------------------
+
+
+def settle_plain(work: Work, entry: Entry) -> None:
+    """Remember what a rule that stays as it is leaves for no later rule of its chain."""
+    if _may_settle(entry.statements):
+        tests = tests_of(work.ruleset, entry, entry.statements)
+        settle(work, entry, Asked(entry.statements, frozenset(STATES), ()), None, tests)
+
+
+def _may_settle(statements: tuple[Statement, ...]) -> bool:
+    names = [next(iter(statement)) for statement in statements]
+    return bool(names) and names[-1] in _FINAL and all(name == "match" or name in _SETTLING for name in names)
+
+
+def settle(
+    work: Work, entry: Entry, asked: Asked, kinds: tuple[Kind, ...] | None, tests: tuple[Test, ...]
+) -> None:
+    """Remember the kinds that end at *asked*: only a rule with no condition but protocol and state ends any."""
+    if not _may_settle(asked.before + asked.after) or any(test.field not in _SETTLING_FIELDS for test in tests):
+        return
+    families = FAMILIES.get(entry.family, ())
+    if kinds is None:
+        kinds = kinds_for(families, tests, work.replies_for(entry))
+    one_family = field_ranges(tests, "nfproto") is not None and len(families) > 1
+    any_protocol = field_ranges(tests, "l4proto") is None
+    ended = frozenset(
+        kind for kind in kinds
+        if kind.part.state in asked.states and (kind.family or not one_family) and (kind.protocol or any_protocol)
+    )  # fmt: skip
+    work.decided[entry.place] = work.decided.get(entry.place, frozenset()) | ended
+
+
+def _reason(asked: Asked, chosen: Selection) -> str:
+    names = ",".join(state for state in STATES if state in asked.states) or "no state"
+    gone = _lost(asked, chosen)
+    meaning = described([kind.part for kind in chosen.chosen])
+    meaning = meaning or "no packet that gets here can stand for it, so the rule never matches"
+    return f"{names}: {meaning}" + (f" ({gone})" if gone else "")
+
+
+_VERBS = {"accept": ("accepted", "not accepted"), "return": ("sent back", "not sent back"),
+          "drop": ("refused", "not refused here"), "reject": ("refused", "not refused here")}
+
+
+def _widening(asked: Asked, chosen: Selection) -> str | None:
+    """Which packets of no connection the rule lets in now, or does not stop any more."""
+    if (asked.verdict or "log") in _WATCHING:
+        return None
+    refuses, accepts = asked.verdict in ("drop", "reject"), asked.verdict == "accept"
+    gained = [] if refuses else [kind for kind in chosen.matched if not kind.part.stray <= asked.states]
+    missed = [] if accepts else [kind for kind in chosen.missed if kind.part.stray & asked.states]
+    target = statement_text(asked.after[-1])
+    verbs = _VERBS.get(asked.verdict, (f"sent to {target!r}", f"not sent to {target!r}"))
+    told = [
+        f"{described([kind.part for kind in kinds])} that belong to no connection are {verb}"
+        for kinds, verb in zip((gained, missed), verbs) if kinds
+    ]  # fmt: skip
+    return "; ".join(told) or None
+
+
+def _lost(asked: Asked, chosen: Selection) -> str | None:
+    """Which replies an accept of connections let through and does not any more (CONTRACT.md, G2)."""
+    if asked.verdict != "accept" or "ESTABLISHED" not in asked.states:
+        return None
+    parts = {kind.part for kind in chosen.missed}
+    found = ["other UDP replies (name their ports in flows.outbound)"] if UDP_REST in parts else []
+    found += ["replies of protocols other than TCP, UDP and ICMP"] if OTHER in parts else []
+    return f"not let through any more: {', '.join(found)}" if found else None
+
+
+def _counted(asked: Asked, chosen: Selection) -> str | None:
+    """Where a limit on new flows becomes one on packets: no datagram is known as its flow's first."""
+    counting = [s for s in asked.before + asked.after if next(iter(s)) in ("limit", "quota", "meter", "set")]
+    each = [k.part for k in chosen.matched if k.part.group != "tcp" and k.part.state == "NEW" and not k.part.rare]
+    if not counting or not each or "NEW" not in asked.states or "ESTABLISHED" in asked.states:
+        return None
+    return (f"{next(iter(counting[0]))} counts each of these from now on, not only the first of a flow: "
+            f"{described(each)}")

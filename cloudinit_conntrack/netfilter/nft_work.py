@@ -1,0 +1,97 @@
+"""What one run of the native rewrite carries along, and how it writes rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from .nft_replies import FamilyReply
+from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
+from .nft_selection import Kind, Statement
+from .nft_untracked import Exemption
+from .nft_words import object_text, statements_text
+from .stateless import CHAIN_PREFIX, Change, Policy, RuleBlocker
+
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_SEES = {"prerouting": ("input", "forward"), "postrouting": ("output", "forward")}
+
+
+@dataclass(frozen=True)
+class NftRewritten:
+    """The result; *ruleset* is the input itself where there are blockers.
+
+    A change's *line* is the place of the object in the array, from 1; *owned* are the
+    tables of iptables-nft, which are left alone.
+    """
+
+    ruleset: NftRuleSet
+    changes: tuple[Change, ...] = ()
+    blockers: tuple[RuleBlocker, ...] = ()
+    notes: tuple[str, ...] = ()
+    owned: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Work:
+    """What one run of the rewrite carries along."""
+
+    ruleset: NftRuleSet
+    policy: Policy
+    replies: dict[str, tuple[FamilyReply, ...]]
+    exempt: dict[str, tuple[Exemption, ...]]
+    owned: frozenset[tuple[str, str]]
+    entries: list[Entry] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    blockers: list[RuleBlocker] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    decided: dict[Place, frozenset[Kind]] = field(default_factory=dict)
+    new_chains: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
+    new_rules: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
+
+    def bases(self, entry: Entry) -> tuple[Base, ...]:
+        """The hooks from which packets come to *entry*'s chain."""
+        return self.ruleset.hooks.get(entry.place, ())
+
+    def replies_for(self, entry: Entry) -> tuple[FamilyReply, ...]:
+        """The UDP replies that *entry*'s chain sees; a chain reached from nowhere may see all."""
+        hooks = [base.hook for base in self.bases(entry)] or list(HOOKS)
+        names = dict.fromkeys(name for hook in hooks for name in _SEES.get(hook, (hook,)))
+        return tuple(dict.fromkeys(reply for name in names for reply in self.replies.get(name, ())))
+
+    def block(self, entry: Entry, reason: str, remedy: str) -> None:
+        """Note that *entry* cannot be made stateless."""
+        self.blockers.append(RuleBlocker(entry.index, object_text(entry), reason, remedy))
+
+    def remove(self, entry: Entry, reason: str) -> None:
+        """Leave *entry* out."""
+        self.changes.append(Change(entry.index, object_text(entry), (), reason))
+
+    def note(self, entry: Entry, text: str) -> None:
+        """Say something about *entry* to the person."""
+        self.notes[f"{self.ruleset.name}:{entry.index}: {text}"] = None
+
+    def replaced(self, entry: Entry, rules: list[tuple[Statement, ...]], reason: str, widens: str | None) -> None:
+        """Put *rules* in *entry*'s place; one rule keeps its handle, several have none."""
+        body = dict(entry.body)
+        if len(rules) != 1:
+            body.pop("handle", None)
+        new = [made(entry, "rule", {**body, "expr": list(rule)}) for rule in rules]
+        self.entries += [one if at == 0 else replace(one, before=entry.before or " ") for at, one in enumerate(new)]
+        becomes = tuple(statements_text(one) for one in new)
+        self.changes.append(Change(entry.index, object_text(entry), becomes, reason, widens))
+
+    def new_chain(self, source: Entry, rules: Iterable[tuple[Statement, ...]]) -> str:
+        """Make a chain of our own in *source*'s table, with *rules*; gives its name."""
+        family, table = source.table
+        mine = self.new_chains.setdefault(source.table, [])
+        taken = {entry.place for entry in (*self.ruleset.of_kind("chain"), *mine)}
+        number = 1
+        while (family, table, f"{CHAIN_PREFIX}{number}") in taken:
+            number += 1
+        name = f"{CHAIN_PREFIX}{number}"
+        mine.append(made(source, "chain", {"family": family, "table": table, "name": name}))
+        place = {"family": family, "table": table, "chain": name}
+        comment = {"comment": source.body["comment"]} if "comment" in source.body else {}
+        made_rules = [made(source, "rule", {**place, **comment, "expr": list(rule)}) for rule in rules]
+        self.new_rules.setdefault(source.table, []).extend(made_rules)
+        return name
