@@ -23,7 +23,7 @@ from .netfilter.tables import split_tables
 from .shellvars import clean_modules_line
 from .state import FileImage, Kernel, LiveRules, SavedFile, State
 
-BLOCK_FILE = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
+BLOCK_FILE = kmod.BLOCK_PATH
 
 
 @dataclass(frozen=True)
@@ -139,24 +139,32 @@ def _change(draft: _Draft, ruleset: RuleSet, live_backend: str) -> Rewritten:
     own = notrack.strip_own(ruleset)
     # A live legacy table goes with its module only; yet with "unload" revert must bring it back.
     drop_nat = not live_backend or desired.mode == "unload"
-    return make_stateless(own, replace(_policy(draft, ruleset.family), drop_empty_nat=drop_nat))
+    return make_stateless(own, replace(rewrite_policy(desired, draft.state.kernel), drop_empty_nat=drop_nat))
 
 
-def _policy(draft: _Draft, family: str) -> Policy:
-    flows = draft.desired.flows
-    kernel = draft.state.kernel
-    asked = tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows.outbound + flows.backends
-                  if f.protocol == "udp")
-    answered = tuple(UdpFlow(f.ports, "", f.family or "") for f in flows.frontends if f.protocol == "udp")
-    ports = kernel.local_ports if kernel else Policy().local_ports
-    return Policy(draft.desired.rules.stateful, draft.desired.rules.nat, asked, answered, ports)
+def rewrite_policy(desired: Desired, kernel: Kernel | None) -> Policy:
+    """How *desired* wants rule-sets rewritten; without a *kernel* to ask, what most hosts have."""
+    flows = desired.flows
+    policy = Policy(desired.rules.stateful, desired.rules.nat, _asked(desired), _udp(flows.frontends))
+    if kernel is None:
+        return policy
+    return replace(policy, local_ports=kernel.local_ports, reassemble=kernel.socket_match)
+
+
+def _asked(desired: Desired) -> tuple[UdpFlow, ...]:
+    return _udp(desired.flows.outbound + desired.flows.backends)
+
+
+def _udp(flows: tuple[ConfigFlow, ...]) -> tuple[UdpFlow, ...]:
+    return tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows if f.protocol == "udp")
 
 
 def _bypass(draft: _Draft, family: str) -> notrack.Bypass:
     flows = draft.desired.flows
     kernel = draft.state.kernel
     ports = kernel.local_ports if kernel else Policy().local_ports
-    return notrack.Bypass(_flows(flows.frontends, family), _flows(flows.backends, family), flows.all, ports)
+    return notrack.Bypass(_flows(flows.frontends, family), _flows(flows.backends, family), flows.all, ports,
+                          _asked(draft.desired))
 
 
 def _flows(flows: tuple[ConfigFlow, ...], family: str) -> tuple[notrack.Flow, ...]:
@@ -214,12 +222,14 @@ def _written(image: FileImage, content: bytes) -> FileImage:
 
 
 def _summary(outcome: Rewritten, mode: str) -> str:
-    count = len(outcome.changes)
     if mode == "notrack":
+        count = len(outcome.changes)
         return f"{count} {'rule is' if count == 1 else 'rules are'} added so that the flows bypass conntrack"
+    changes = [change for change in outcome.changes if change.rule]  # the others are rules that are added
+    count = len(changes)
     if not count:
         return "our own rules of 'mode: notrack' are taken out: NOTRACK holds conntrack in use"
-    fates = {"rewritten" if change.becomes else "removed": None for change in outcome.changes}
+    fates = {"rewritten" if change.becomes else "removed": None for change in changes}
     what = "rule that depends on conntrack is" if count == 1 else "rules that depend on conntrack are"
     return f"{count} {what} {' or '.join(sorted(fates, reverse=True))}"
 

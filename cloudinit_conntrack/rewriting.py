@@ -5,49 +5,49 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, Union
 
 from .config import Desired
-from .errors import RulesSyntaxError, UsageError
+from .errors import RulesSyntaxError
 from .host.inputs import read_input
 from .netfilter.iptables import LARGEST_FILE, parse_ruleset
-from .netfilter.replies import UdpFlow
+from .netfilter.nft_ruleset import format_nft, parse_nft
+from .netfilter.nft_stateless import make_stateless_nft
+from .netfilter.nft_work import NftRewritten
 from .netfilter.ruleset import format_ruleset
 from .netfilter.stateless import Policy, Rewritten, make_stateless
+from .plan import rewrite_policy
 
 BLOCKED = 3
+Outcome = Union[Rewritten, NftRewritten]
 
 
 def rewrite(options: argparse.Namespace, desired: Desired | None) -> int:
     """Read a rule-set, write the stateless one to stdout, notes to stderr; gives the exit code."""
-    if options.backend == "nft":
-        raise UsageError("native nftables rule-sets are not supported yet", "--backend nft",
-                         "give iptables-save text")
     name = "<stdin>" if options.file == "-" else options.file
-    ruleset = parse_ruleset(_read(options.file), options.family, name)
-    policy = policy_of(desired) if desired else Policy()
-    outcome = make_stateless(ruleset, policy)
+    policy = rewrite_policy(desired, None) if desired else Policy()
+    text = _read(options.file)
+    outcome: Outcome
+    if options.backend == "nft":
+        outcome = make_stateless_nft(parse_nft(text, name), policy)
+    else:
+        outcome = make_stateless(parse_ruleset(text, options.family, name), policy)
     if options.format == "json":
         print(json.dumps(to_json(outcome), indent=2))
     elif not outcome.blockers:
-        sys.stdout.write(format_ruleset(outcome.ruleset))
+        sys.stdout.write(_text(outcome))
     _tell(outcome, name, options)
     return BLOCKED if outcome.blockers else 0
 
 
-def policy_of(desired: Desired) -> Policy:
-    """How *desired* wants rules rewritten, without a host to ask."""
-    flows = desired.flows
-    asked = tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows.outbound + flows.backends
-                  if f.protocol == "udp")
-    answered = tuple(UdpFlow(f.ports, "", f.family or "") for f in flows.frontends if f.protocol == "udp")
-    return Policy(desired.rules.stateful, desired.rules.nat, asked, answered)
+def _text(outcome: Outcome) -> str:
+    return format_nft(outcome.ruleset) if isinstance(outcome, NftRewritten) else format_ruleset(outcome.ruleset)
 
 
-def to_json(outcome: Rewritten) -> dict[str, Any]:
+def to_json(outcome: Outcome) -> dict[str, Any]:
     """CONTRACT.md's JSON; bytes that are no UTF-8 stand as surrogates, as Python reads them back."""
     return {
-        "ruleset": "" if outcome.blockers else format_ruleset(outcome.ruleset),
+        "ruleset": "" if outcome.blockers else _text(outcome),
         "changes": [
             {"line": c.line, "rule": c.rule, "becomes": list(c.becomes), "reason": c.reason, "widens": c.widens}
             for c in outcome.changes
@@ -65,9 +65,11 @@ def _read(path: str) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
-def _tell(outcome: Rewritten, name: str, options: argparse.Namespace) -> None:
+def _tell(outcome: Outcome, name: str, options: argparse.Namespace) -> None:
+    # a list of nft's objects stands on one line: what we name is the object's place in it
+    place = f"{name}: object " if isinstance(outcome, NftRewritten) else f"{name}:"
     for blocker in outcome.blockers:
-        print(f"{name}:{blocker.line}: blocked: {blocker.rule.strip()}: {blocker.reason}; {blocker.remedy}",
+        print(f"{place}{blocker.line}: blocked: {blocker.rule.strip()}: {blocker.reason}; {blocker.remedy}",
               file=sys.stderr)
     for note in outcome.notes:
         print(note, file=sys.stderr)
@@ -75,6 +77,6 @@ def _tell(outcome: Rewritten, name: str, options: argparse.Namespace) -> None:
         return
     for change in outcome.changes:
         if change.widens:
-            print(f"{name}:{change.line}: widens: {change.widens}", file=sys.stderr)
+            print(f"{place}{change.line}: widens: {change.widens}", file=sys.stderr)
         elif options.verbose:
-            print(f"{name}:{change.line}: {change.reason}", file=sys.stderr)
+            print(f"{place}{change.line}: {change.reason}", file=sys.stderr)

@@ -106,6 +106,7 @@ class Kernel:
     can load and unload modules at all; *locked* is ``kernel.modules_disabled``.
     *entries* is the table's count in this namespace, ``None`` when it cannot be read.
     *forced_unload* is CONFIG_MODULE_FORCE_UNLOAD, ``None`` when the configuration is not there.
+    *socket_match* says whether ``-m socket`` (xt_socket) can be had.
     *sysctls* are the ``net.netfilter.nf_conntrack_*`` values, to be set again by ``revert``.
     """
 
@@ -120,6 +121,7 @@ class Kernel:
     forced_unload: bool | None = None
     local_ports: tuple[int, int] = (32768, 60999)
     sysctls: tuple[tuple[str, str], ...] = ()
+    socket_match: bool = True
 
     def module(self, name: str) -> Module | None:
         """The loaded module *name*, or ``None``."""

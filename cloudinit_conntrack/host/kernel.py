@@ -42,6 +42,7 @@ def observe_kernel(root: Root = HOST, extra: Iterable[str] = ()) -> Kernel:
         forced_unload=_forced_unload(root, release),
         local_ports=_local_ports(root),
         sysctls=_sysctls(root),
+        socket_match=_obtainable(root, release, "xt_socket"),
     )
 
 
@@ -89,6 +90,14 @@ def _with_parameters(root: Root, module: Module) -> Module:
     found = ((name, _line(root, f"{place}/{name}")) for name in root.listdir(place))
     given = tuple((name, value) for name, value in found if value and value != "(null)")
     return Module(module.name, module.refcount, module.holders, given)
+
+
+def _obtainable(root: Root, release: str, name: str) -> bool:
+    """Whether the module *name* can be loaded or is built in; yes where the kernel's modules are not listed."""
+    listed = root.read_text(f"/lib/modules/{release}/modules.dep")
+    if listed is None:
+        return True
+    return f"/{name}.ko" in listed or builtin(root, release, name)
 
 
 def _sysctls(root: Root) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .replies import Ports
+from .replies import DEFAULT_OUTBOUND, Ports, UdpFlow
 from .ruleset import Line
 
 OWNER = "cloudinit-conntrack"
@@ -22,12 +22,16 @@ class Flow:
 
 @dataclass(frozen=True)
 class Bypass:
-    """What bypasses: *frontends* listen here, *backends* are remote, *everything* is all."""
+    """What bypasses: *frontends* listen here, *backends* are remote, *everything* is all.
+
+    *asked* is UDP whose replies must come back when everything is untracked.
+    """
 
     frontends: tuple[Flow, ...] = ()
     backends: tuple[Flow, ...] = ()
     everything: bool = False
     local_ports: Ports = (32768, 60999)
+    asked: tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
 
 
 def is_own(line: Line) -> bool:

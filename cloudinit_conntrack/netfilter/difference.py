@@ -7,15 +7,28 @@ goto, RETURN, policies; every table that a packet passes), not from what the rew
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .packets import Box, PacketSet
 from .parts import TCP, icmp_parts
 from .ruleset import Rule, RuleSet
 from .stateful import is_notrack
-from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
-from .universe import make_universe, matched
+from .universe import (
+    DESTINATION,
+    DETAIL,
+    DPORT,
+    FIRST_OPEN,
+    IN,
+    OUT,
+    PROTOCOL,
+    SOURCE,
+    SPORT,
+    STATE,
+    Universe,
+    make_universe,
+    matched,
+)
 
 # The tables that a packet passes on its way, with the hook it meets in each.
 PATHS = {
@@ -63,10 +76,14 @@ def compare(before: RuleSet, after: RuleSet) -> Difference:
     Raises ValueError for an address that cannot be read.
     """
     universe = make_universe((before, after), before.family)
+    return told(universe, ((h, accepted(universe, before, h), accepted(universe, after, h)) for h in PATHS))
+
+
+def told(universe: Universe, sets: Iterable[tuple[str, PacketSet, PacketSet]]) -> Difference:
+    """The difference in words; *sets* are (hook, accepted before, accepted after)."""
     space = universe.space
     found: list[tuple[list[Told], list[Told], list[Told]]] = []
-    for hook in PATHS:
-        old, new = accepted(universe, before, hook), accepted(universe, after, hook)
+    for hook, old, new in sets:
         if old is new:
             continue
         more = space.any_of(space.both(space.without(new, old), _stray(universe)), STATE)
@@ -75,7 +92,7 @@ def compare(before: RuleSet, after: RuleSet) -> Difference:
         kept = space.any_of(space.both(space.both(old, new), running), STATE)
         opening = space.both(more, _handshake(universe))
         found.append((_told(universe, hook, more), _lost(universe, hook, less, kept), _told(universe, hook, opening)))
-    return Difference(*(tuple(told for one in found for told in one[kind]) for kind in range(3)))
+    return Difference(*(tuple(text for one in found for text in one[kind]) for kind in range(3)))
 
 
 def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:

@@ -54,7 +54,9 @@ def widening(rule: Rule, states: frozenset[str], chosen: Selection) -> str | Non
 
 
 def lost(rule: Rule, states: frozenset[str], chosen: Selection) -> str | None:
-    """Which replies an ACCEPT of connections let through and does not any more (CONTRACT.md, G2)."""
+    """Which replies came through and do not any more (CONTRACT.md, G2)."""
+    if rule.target in ("DROP", "REJECT") and "NEW" in states and UDP_REST in chosen.matched:
+        return "UDP replies that it refuses cannot be told from requests (name their ports in flows.outbound)"
     if rule.target != "ACCEPT" or "ESTABLISHED" not in states:
         return None
     found = ["other UDP replies (name their ports in flows.outbound)"] if UDP_REST in chosen.missed else []

@@ -18,15 +18,22 @@ MARK = "stateless-reassembly"
 RULE = f"-A PREROUTING -i none0 -p tcp -m socket -m comment --comment {MARK} -j ACCEPT"
 
 
-def needs_reassembly(before: RuleSet, changed: frozenset[int]) -> bool:
-    """Whether rules that saw whole packets would see fragments; *changed* are line numbers.
+_LOOKING_INSIDE = frozenset(
+    "--dport --sport --dports --sports --ports --syn --tcp-flags --icmp-type --icmpv6-type".split()
+)
 
-    IPv6: wherever a state match kept conntrack at work.  IPv4: where it did so for FORWARD.
+
+def needs_reassembly(after: RuleSet) -> bool:
+    """Whether rules of *after* look where only the first fragment has something to show.
+
+    Asked only where a state match kept conntrack at work, and so packets whole.  IPv6: any
+    such rule; IPv4: one that forwarded packets meet.
     """
-    if before.family == "ipv6":
-        return bool(changed)
-    lines = (line for line in before.rules("filter") if line.number in changed)
-    return any("FORWARD" in before.hooks.get((line.table, line.chain), ()) for line in lines)
+    return any(
+        any(option.name in _LOOKING_INSIDE for option in line.rule.options)
+        for line in after.rules()
+        if after.family == "ipv6" or "FORWARD" in after.hooks.get((line.table, line.chain), ())
+    )
 
 
 def with_reassembly(ruleset: RuleSet) -> RuleSet:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .nft_ruleset import Entry, Json, Place, made
+from .nft_match import LATER_FRAGMENTS, tests_of
+from .nft_ruleset import Base, Entry, Json, NftRuleSet, Place, made
 from .nft_selection import FAMILIES
 from .nft_stateful import dependency
 from .nft_words import object_text, statements_text
@@ -22,8 +23,7 @@ from .stateless import Change
 DEFRAG = -400
 _BY_HOOK = {"prerouting": ("ipv4", "ipv6"), "input": ("ipv6",), "forward": ("ipv4", "ipv6")}
 _LATER: dict[str, Json] = {
-    "ipv4": {"op": "!=", "left": {"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 8191]}, "right": 0},
-    "ipv6": {"op": "!=", "left": {"exthdr": {"name": "frag", "field": "frag-off"}}, "right": 0},
+    family: {"op": "!=", "left": left, "right": 0} for family, left in zip(("ipv6", "ipv4"), LATER_FRAGMENTS)
 }
 _NAMES = {"ipv4": "IPv4", "ipv6": "IPv6"}
 
@@ -33,8 +33,9 @@ def keep_fragments(work: Work) -> None:
     tracked = _tracked(work)
     if not tracked:
         return
+    after = work.ruleset.with_entries(work.entries)
     for chain in [entry for entry in work.entries if entry.base is not None and entry.table not in work.owned]:
-        for family in reversed(_needed(work, chain, tracked)):
+        for family in reversed(_needed(after, chain, tracked)):
             _insert(work, chain, family)
 
 
@@ -45,27 +46,34 @@ def _tracked(work: Work) -> frozenset[str]:
     return frozenset(family for name in used for family in FAMILIES.get(name, ()))
 
 
-def _needed(work: Work, chain: Entry, tracked: frozenset[str]) -> list[str]:
+def _needed(after: NftRuleSet, chain: Entry, tracked: frozenset[str]) -> list[str]:
     """The families whose fragments *chain* would refuse now where it accepts the whole packet."""
     base = chain.base
     if base is None or base.kind == "nat" or base.priority <= DEFRAG:
         return []
-    verdicts = set(_verdicts(work, chain.place))
-    refuses = base.policy == "drop" or bool(verdicts & {"drop", "reject"})
-    accepts = base.policy == "accept" or "accept" in verdicts
+    verdicts = set(_verdicts(after, chain.place, base))
+    accepts = base.policy == "accept" or any(verdict == "accept" for verdict, _ in verdicts)
+    refuses = base.policy == "drop" or any(verdict in ("drop", "reject") and whole for verdict, whole in verdicts)
     if not (refuses and accepts):
         return []
     return [f for f in _BY_HOOK.get(base.hook, ()) if f in tracked and f in FAMILIES.get(chain.family, ())]
 
 
-def _verdicts(work: Work, start: Place) -> Iterator[str]:
-    for place, bases in work.ruleset.hooks.items():
-        if work.ruleset.bases[start] in bases and place[:2] == start[:2]:
-            for entry in work.ruleset.rules.get(place, ()):
-                yield from (next(iter(statement)) for statement in entry.statements)
-                for statement in entry.statements:
-                    if "vmap" in statement:
-                        yield from (next(iter(v)) for _, v in work.ruleset.arms(entry, statement["vmap"]["data"]))
+# What a later fragment does not have, so that no rule asking for it matches one.
+_IN_FIRST = frozenset(("sport", "dport", "flags", "icmp", "icmpv6"))
+
+
+def _verdicts(after: NftRuleSet, start: Place, base: Base) -> Iterator[tuple[str, bool]]:
+    """The verdicts of the rules that packets at *start* meet, and whether they may meet later fragments."""
+    for place, bases in after.hooks.items():
+        for entry in after.rules.get(place, ()) if base in bases and place[:2] == start[:2] else ():
+            tests = tests_of(after, entry, entry.statements)
+            whole = not any(test.field in _IN_FIRST for test in tests)
+            last = entry.statements[-1] if entry.statements else {}
+            if "vmap" in last:
+                yield from ((next(iter(verdict)), whole) for _, verdict in after.arms(entry, last["vmap"]["data"]))
+            else:
+                yield next(iter(last), ""), whole
 
 
 def _insert(work: Work, chain: Entry, family: str) -> None:

@@ -62,7 +62,10 @@ def kinds_for(
 ) -> tuple[Kind, ...]:
     """The kinds of packets that a rule with *tests* can match at all, in a table of *families*."""
     found = [Kind("", part) for part in TCP]
-    found += [Kind(family, reply_part(reply)) for family, reply in replies if not family or family in families]
+    for family, reply in replies:
+        if not family or family in families:
+            # a table of one family needs no match of it
+            found.append(Kind(family if len(families) > 1 else "", reply_part(reply)))
     found.append(Kind("", UDP_REST))
     found += [Kind(family, part) for family in families for part in icmp_parts(family)]
     found.append(Kind("", OTHER))

@@ -45,9 +45,8 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
                    "rewrite it from what iptables-save prints"] = None  # fmt: skip
     if work.blockers:
         return NftRewritten(ruleset, (), tuple(work.blockers), tuple(work.notes), tuple(sorted(owned)))
-    keep_fragments(work)
     _place_new(work)
-    _note_lost_flags(work)
+    keep_fragments(work)
     result = ruleset.with_entries(work.entries) if work.changes else ruleset
     return NftRewritten(result, tuple(work.changes), (), tuple(work.notes), tuple(sorted(owned)))
 
@@ -157,14 +156,3 @@ def _place_new(work: Work) -> None:
         work.entries[at + 1 : at + 1] = chains
         last = max(i for i, e in enumerate(work.entries) if e.kind in ("chain", "rule") and e.table == table)
         work.entries[last + 1 : last + 1] = work.new_rules[table]
-
-
-def _note_lost_flags(work: Work) -> None:
-    """nft before 1.0.7 does not list a set's flag 'dynamic' as JSON, and cannot load such a set back."""
-    filled = {(*entry.table, str(s["set"]["set"]).lstrip("@")) for entry in work.ruleset.of_kind("rule")
-              for s in entry.statements if isinstance(s.get("set"), dict) and "set" in s["set"]}  # fmt: skip
-    for entry in work.ruleset.of_kind("set", "map"):
-        flags = entry.body.get("flags", ())
-        if work.changes and entry.place in filled and "dynamic" not in (flags if isinstance(flags, list) else [flags]):
-            work.note(entry, f"rules fill the set {entry.place[2]}, and its listing does not say 'dynamic' (nft before "
-                      "1.0.7 leaves it out): add it to the set's flags before loading the list")

@@ -77,7 +77,7 @@ def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
         for text in (_counted(asked, chosen), _lost(asked, chosen)):
             if text:
                 work.note(entry, text)
-        if "UNTRACKED" in asked.states or not work.exempt:
+        if "UNTRACKED" in asked.states or not work.exempt or entry.place in work.exempt_ended:
             settle(work, entry, asked, kinds, tests)  # an exempt packet has passed by, whatever its part
     rules = _whole(work, entry, questions, tails)
     work.replaced(entry, rules, "; ".join(reasons), "; ".join(widens) or None)
@@ -159,12 +159,19 @@ def _tails(
     pieces = chosen.pieces or ()
     counted = len(pieces) > 1 and asked.verdict != "return" and any(_counts(statement) for statement in asked.after)
     if chosen.pieces is not None and not exempt and not counted:
-        found = [(*piece.matches, *asked.after) for piece in pieces]
+        after = asked.after if len(pieces) == 1 else tuple(_from_zero(statement) for statement in asked.after)
+        found = [(*piece.matches, *after) for piece in pieces]
     else:
         found = _own_chain(work, entry, asked, chosen, exempt)
     if "UNTRACKED" in asked.states and not any(not piece.matches for piece in pieces):
         found += [(*matches, *asked.after) for matches in _untracked(work, entry, asked, tests)]
     return found
+
+
+def _from_zero(statement: Statement) -> Statement:
+    """A counter that several rules now have begins anew in each."""
+    anonymous = isinstance(statement.get("counter"), dict)
+    return {"counter": {**statement["counter"], "packets": 0, "bytes": 0}} if anonymous else statement
 
 
 def _own_chain(
@@ -224,7 +231,9 @@ def _around(
 
     Not around an ACCEPT of what belongs to connections: that is a widening, and told as one.
     """
-    if "UNTRACKED" in asked.states or not chosen.matched or (asked.verdict or "log") in _WATCHING:
+    if entry.place in work.exempt_ended or "UNTRACKED" in asked.states:
+        return []
+    if not chosen.matched or (asked.verdict or "log") in _WATCHING:
         return []
     if asked.verdict == "accept" and asked.states <= {"ESTABLISHED", "RELATED"}:
         return []
@@ -268,6 +277,8 @@ def settle(
     """Remember the kinds that end at *asked*: only a rule with no condition but protocol and state ends any."""
     if not _may_settle(asked.before + asked.after) or any(test.field not in _SETTLING_FIELDS for test in tests):
         return
+    if "UNTRACKED" in asked.states and all(test.field == "state" for test in tests):
+        work.exempt_ended.add(entry.place)
     families = FAMILIES.get(entry.family, ())
     if kinds is None:
         kinds = kinds_for(families, tests, work.replies_for(entry))

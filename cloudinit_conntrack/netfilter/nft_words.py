@@ -89,7 +89,7 @@ def _operand(value: Json, beside: str = "") -> str:
     text = expression_text(value)
     if isinstance(value, list):
         return "(" + " | ".join(expression_text(item) for item in value) + ")"
-    kind = next(iter(value)) if isinstance(value, dict) and value else ""
+    kind = next(iter(value), "") if isinstance(value, dict) else ""
     return f"({text})" if kind in _BITS and (kind, beside) != ("|", "|") else text
 
 
@@ -117,7 +117,7 @@ def _set(body: Json) -> str:
 def _member(item: Json) -> str:
     if isinstance(item, list) and len(item) == 2:
         value = item[1]
-        verdict = isinstance(value, dict) and next(iter(value)) in _STATEMENTS
+        verdict = isinstance(value, dict) and next(iter(value), "") in _STATEMENTS
         return f"{expression_text(item[0])} : {statement_text(value) if verdict else expression_text(value)}"
     return _operand(item).strip("()") if isinstance(item, dict) else expression_text(item)
 
@@ -179,7 +179,7 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
 def _match(body: Json) -> str:
     op, left, right = body["op"], body["left"], body["right"]
     kind, inner = next(iter(left.items())) if isinstance(left, dict) and left else ("", {})
-    a_set = isinstance(right, dict) and "set" in right
+    a_set = (isinstance(right, dict) and "set" in right) or (isinstance(right, str) and right.startswith("@"))
     bits = kind in ("payload", "ct") and inner.get("field", inner.get("key")) in _FLAGGED and not a_set
     plain = op == "in" or (op == "==" and not bits and kind not in _BITS)
     return " ".join((expression_text(left), *(() if plain else (op,)), _right(left, right)))
@@ -190,7 +190,7 @@ def _right(left: Json, right: Json) -> str:
     named = isinstance(left, dict) and ("osf" in left or left.get("ct") == {"key": "helper"})
     if isinstance(right, str) and (named or (isinstance(meta, dict) and meta.get("key") in _QUOTED)):
         return right if right.startswith("@") else _quoted(right)
-    if isinstance(right, list) and isinstance(left, dict) and next(iter(left)) in _BITS:
+    if isinstance(right, list) and isinstance(left, dict) and next(iter(left), "") in _BITS:
         return _operand(right)
     return expression_text(right)
 

@@ -33,7 +33,11 @@ class NftRewritten:
 
 @dataclass
 class Work:
-    """What one run of the rewrite carries along."""
+    """What one run of the rewrite carries along.
+
+    *decided* are the kinds of packets that earlier rules of a chain have ended;
+    *exempt_ended* the chains where an earlier rule ended every untracked packet.
+    """
 
     ruleset: NftRuleSet
     policy: Policy
@@ -45,6 +49,7 @@ class Work:
     blockers: list[RuleBlocker] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     decided: dict[Place, frozenset[Kind]] = field(default_factory=dict)
+    exempt_ended: set[Place] = field(default_factory=set)
     new_chains: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     new_rules: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
 
@@ -68,7 +73,7 @@ class Work:
 
     def note(self, entry: Entry, text: str) -> None:
         """Say something about *entry* to the person."""
-        self.notes[f"{self.ruleset.name}:{entry.index}: {text}"] = None
+        self.notes[f"{self.ruleset.name}: object {entry.index}: {text}"] = None
 
     def replaced(self, entry: Entry, rules: list[tuple[Statement, ...]], reason: str, widens: str | None) -> None:
         """Put *rules* in *entry*'s place; one rule keeps its handle, several have none."""

@@ -50,7 +50,7 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     translating = nat_elsewhere or has_nat(base)
     changes: list[Change] = []
     lines = _with_raw(base, bypass, translating)
-    changes += [_added(text, "the flow bypasses conntrack") for text in _raw_rules(base.family, bypass, translating)]
+    changes += [_added(text, "the flow bypasses conntrack") for text in _raw_rules(base, bypass, translating)]
     result = base.with_lines(_with_twins(lines, twins, changes))
     result = _opened(base, result, bypass, translating, changes)
     if _same(ruleset, result):
@@ -83,25 +83,29 @@ def _canonical(ruleset: RuleSet) -> dict[tuple[str, str], list[object]]:
 # --- the raw table ---------------------------------------------------------------------
 
 
-def _raw_rules(family: str, bypass: Bypass, translating: bool) -> list[str]:
+def _raw_rules(base: RuleSet, bypass: Bypass, translating: bool) -> list[str]:
+    family = base.family
     if bypass.everything:
         return [f"-A PREROUTING {NOTRACK}", f"-A OUTPUT {NOTRACK}"]
+    # With TPROXY the flows' own packets have foreign addresses.
+    local = "" if any(x.rule.target == "TPROXY" for x in base.rules("mangle")) else f" {_LOCAL}"
     found: list[str] = []
     for flow in bypass.frontends:
-        found += _both_ways(flow, ("PREROUTING", "OUTPUT"))
+        found += _both_ways(flow, ("PREROUTING", "OUTPUT"), local)
     for flow in bypass.backends:
-        found += _both_ways(flow, ("OUTPUT", "PREROUTING"))
+        found += _both_ways(flow, ("OUTPUT", "PREROUTING"), local)
     if not translating:
         match, types = ERRORS[family]
         found += [f"-A PREROUTING {match} {n} {_LOCAL} {NOTRACK}" for n in types]
     return list(dict.fromkeys(found))
 
 
-# An error about a forwarded flow stays with conntrack, which knows that flow.
+# What this host forwards to the same ports, and errors about it, stays with conntrack: exempt at
+# PREROUTING alone, one direction of such a flow would be tracked and the other not.
 _LOCAL = "-m addrtype --dst-type LOCAL"
 
 
-def _both_ways(flow: Flow, hooks: tuple[str, str]) -> list[str]:
+def _both_ways(flow: Flow, hooks: tuple[str, str], local: str) -> list[str]:
     """Requests at the first hook, replies at the second, and for loopback the one that is left at OUTPUT.
 
     A packet on loopback passes OUTPUT and then PREROUTING, and keeps the mark it got first.
@@ -111,7 +115,9 @@ def _both_ways(flow: Flow, hooks: tuple[str, str]) -> list[str]:
     if flow.protocol == "tcp" and back == "PREROUTING":
         reply += f" ! --tcp-flags {' '.join(SYN_ONLY)}"  # a backend may also open connections, from that port too
     loop = reply if there == "OUTPUT" else request
-    return [f"-A {there} {request} {NOTRACK}", f"-A {back} {reply} {NOTRACK}", f"-A OUTPUT -o lo {loop} {NOTRACK}"]
+    coming, going = (reply, request) if there == "OUTPUT" else (request, reply)
+    return [f"-A PREROUTING {coming}{local} {NOTRACK}", f"-A OUTPUT {going} {NOTRACK}",
+            f"-A OUTPUT -o lo {loop} {NOTRACK}"]
 
 
 def _match(flow: Flow, side: str) -> str:
@@ -121,7 +127,7 @@ def _match(flow: Flow, side: str) -> str:
 
 def _with_raw(base: RuleSet, bypass: Bypass, translating: bool) -> list[Line]:
     """The lines of *base* with our rules at the head of the raw chains."""
-    texts = _raw_rules(base.family, bypass, translating)
+    texts = _raw_rules(base, bypass, translating)
     lines = list(base.lines)
     ours = [Line(0, text, "rule", "raw", text.split()[1]) for text in texts]
     if "raw" not in base.tables():
@@ -143,8 +149,9 @@ def _with_twins(lines: Iterable[Line], twins: Mapping[Line, Twins], changes: lis
         found = twins.get(line, Twins())
         for number, text in enumerate(found.texts):
             result.append(Line(line.number, text, "rule", line.table, line.chain))
-            changes.append(_added(text, f"the untracked flows' twin of line {line.number}: {line.text}",
-                                  found.widens if number == 0 else None))
+            reason = f"the untracked flows' twin of line {line.number}: {line.text}"
+            reason += f" ({found.lost})" if found.lost else ""
+            changes.append(_added(text, reason, found.widens if number == 0 else None))
         result.append(line)
     return result
 

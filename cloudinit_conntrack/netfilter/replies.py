@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .ruleset import Line, Rule, RuleSet
@@ -27,6 +27,10 @@ class UdpFlow:
     ports: Ports
     address: str = ""
     family: str = ""
+
+
+# DNS, NTP, DHCP: whose replies a host hardly lives without.
+DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,13 @@ def replies_by_hook(
             for other, reply in _mirrored(line, hook, local_ports):
                 found[other][reply] = None
     return {hook: tuple(replies) for hook, replies in found.items()}
+
+
+def replies_seen(replies: Mapping[str, tuple[Reply, ...]], hooks: Iterable[str]) -> tuple[Reply, ...]:
+    """The replies that a chain sees which is reached from *hooks*."""
+    seen_by = {"PREROUTING": ("INPUT", "FORWARD"), "POSTROUTING": ("OUTPUT", "FORWARD")}
+    names = dict.fromkeys(name for hook in hooks for name in seen_by.get(hook, (hook,)))
+    return tuple(dict.fromkeys(reply for name in names for reply in replies.get(name, ())))
 
 
 def _mirrored(line: Line, hook: str, local_ports: Ports) -> list[tuple[str, Reply]]:

@@ -88,19 +88,23 @@ def select(
     pieces = _pieces(rule, family, parts, chosen, refused)
     if pieces is None:
         around = tuple(p for group in _groups(refused) for p in _listed(rule, family, group))
-        return Selection("around", around, chosen, tuple(p for p in here if p not in refused), refused)
+        return Selection("around", around, chosen, _without(here, frozenset(refused)), refused)
     # what a RETURN counts is not worth a block: each of the rules counts for itself then
     counting = len(pieces) > 1 and rule.target != "RETURN" and any(name in COUNTING for name in rule.matches)
-    matched = tuple(part for part in here if any(_covers(piece, part, family) for piece in pieces))
-    missed = tuple(part for part in here if part not in matched)
+    named = frozenset(part for piece in pieces for part in piece.parts)
+    whole = frozenset(piece.protocol for piece in pieces if not piece.matches)
+    missed = _without(here, named | frozenset(p for p in here if _whole(p, whole, family)))
+    matched = _without(here, frozenset(missed))
     return Selection("shared" if counting else "beside", pieces, chosen, matched, missed)
 
 
-def _covers(piece: Piece, part: Part, family: str) -> bool:
-    if part in piece.parts or (not piece.matches and not piece.protocol):
-        return True
-    whole = piece.protocol == _protocol(part.group, family) or (piece.protocol == "! tcp" and part.group != "tcp")
-    return whole and not piece.matches
+def _whole(part: Part, protocols: frozenset[str], family: str) -> bool:
+    """Whether pieces of these whole *protocols* (empty: every one) match *part*."""
+    return bool({"", _protocol(part.group, family)} & protocols) or ("! tcp" in protocols and part.group != "tcp")
+
+
+def _without(parts: tuple[Part, ...], others: frozenset[Part]) -> tuple[Part, ...]:
+    return tuple(part for part in parts if part not in others)
 
 
 def _sort(
@@ -185,15 +189,17 @@ def _matches(rule: Rule, family: str, part: Part) -> tuple[str, ...]:
     return (narrowed(rule, part.reply) or "",) if part.reply else ("",)
 
 
-def settled(rule: Rule, parts: tuple[Part, ...], states: frozenset[str] | None) -> frozenset[str]:
-    """Names of the parts that end at *rule*, so that no later rule of the chain sees them.
-
-    Only a rule with no condition but protocol, state and comment settles anything.
-    """
+def settles(rule: Rule) -> bool:
+    """Whether *rule* has no condition but protocol, state and comment: only such a rule settles anything."""
     plain = ("-A", "-p", "-m", "--comment", "--state", "--ctstate", "-j", "--reject-with")
     if rule.target not in FINAL or any(o.name not in plain for o in rule.options):
-        return frozenset()
-    if any(m not in ("state", "conntrack", "comment", "tcp", "udp", "icmp", "icmp6", "icmpv6") for m in rule.matches):
+        return False
+    return all(m in ("state", "conntrack", "comment", "tcp", "udp", "icmp", "icmp6", "icmpv6") for m in rule.matches)
+
+
+def settled(rule: Rule, parts: tuple[Part, ...], states: frozenset[str] | None) -> frozenset[str]:
+    """Names of the parts that end at *rule*, so that no later rule of the chain sees them."""
+    if not settles(rule):
         return frozenset()
     if any(o.name == "-p" and (o.negated or parts == (OTHER,)) for o in rule.options):
         return frozenset()

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from . import edit, effects, selection, stateful
+from . import edit, effects, fragments, selection, stateful
 from .iptables import parse_rule
-from .replies import Ports, Reply, UdpFlow, replies_by_hook
+from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, Rule, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
-DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 CHAIN_PREFIX = "stateless-"
 MOST_LINES = 500_000
-MOST_EFFORT = 10_000_000
+MOST_EFFORT = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Policy:
     *stateful* is ``rewrite``, ``remove`` or ``refuse``; *nat* is ``refuse`` or ``remove``.
     *asked* is UDP that this host asks for, *answered* UDP that it serves; *local_ports* is
     the range that it asks from (``net.ipv4.ip_local_port_range``).  *drop_empty_nat* leaves out
-    a nat table without rules (a legacy table that is live goes with its module only).
+    a nat table without rules (a legacy table that is live goes with its module only).  *reassemble* adds a
+    rule that keeps fragments whole, which needs xt_socket.
     """
 
     stateful: str = "rewrite"
@@ -38,6 +38,7 @@ class Policy:
     answered: tuple[UdpFlow, ...] = ()
     local_ports: Ports = (32768, 60999)
     drop_empty_nat: bool = True
+    reassemble: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,21 @@ def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
     _declare_chains(work)
-    result = ruleset.with_lines(work.lines) if work.changes else ruleset
+    result = _kept_whole(work) if work.changes else ruleset
     return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
+
+
+def _kept_whole(work: _Work) -> RuleSet:
+    """The rewritten rule-set, with what keeps fragments reassembled where a state match did so."""
+    result = work.ruleset.with_lines(work.lines)
+    states = any(option in change.rule for change in work.changes for option in stateful.STATE_OPTIONS)
+    if not states or not work.policy.reassemble or not fragments.needs_reassembly(result):
+        return result
+    whole = fragments.with_reassembly(result)
+    if whole is not result:
+        reason = "conntrack reassembled fragments; this rule never matches, and keeps them reassembled"
+        work.changes.append(Change(0, "", (fragments.RULE,), reason))
+    return whole
 
 
 def _rewrite_rule(work: _Work, line: Line) -> None:
@@ -182,6 +196,8 @@ _REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 
 
 def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
+    if not selection.settles(line.rule):
+        return
     parts = selection.parts_for(line.rule, work.ruleset.family, _replies_for(work, line))
     key = (line.table, line.chain)
     ended = selection.settled(line.rule, parts, states)
@@ -190,10 +206,7 @@ def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
 
 def _replies_for(work: _Work, line: Line) -> tuple[Reply, ...]:
     """The UDP replies that *line*'s chain sees; a chain reached from nowhere may see all."""
-    seen_by = {"PREROUTING": ("INPUT", "FORWARD"), "POSTROUTING": ("OUTPUT", "FORWARD")}
-    hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
-    names = dict.fromkeys(name for hook in hooks for name in seen_by.get(hook, (hook,)))
-    found = tuple(dict.fromkeys(reply for name in names for reply in work.replies.get(name, ())))
+    found = replies_seen(work.replies, work.ruleset.hooks.get((line.table, line.chain), HOOKS))
     work.effort += len(found)
     return found
 

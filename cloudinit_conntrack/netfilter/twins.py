@@ -12,7 +12,7 @@ from . import edit, effects, selection, stateful
 from .bypass import TAG, Bypass
 from .iptables import parse_rule
 from .parts import Part
-from .replies import Reply, named_ports
+from .replies import Reply, named_ports, replies_by_hook, replies_seen
 from .ruleset import Line, Rule, RuleSet
 from .stateless import RuleBlocker
 
@@ -21,11 +21,12 @@ from .stateless import RuleBlocker
 class Twins:
     """What stands before a rule for the flows' untracked packets: *texts*, and what they widen.
 
-    *blocker* says why there can be no twin.
+    *lost* says which replies do not come through, *blocker* why there can be no twin.
     """
 
     texts: tuple[str, ...] = ()
     widens: str | None = None
+    lost: str | None = None
     blocker: RuleBlocker | None = None
 
 
@@ -35,13 +36,14 @@ def twins_of(base: RuleSet, line: Line, bypass: Bypass) -> Twins:
     states = stateful.states_of(rule) if rule.command == "-A" and "state" in line.text else None
     if states is None or _elsewhere(rule, states, bypass):
         return Twins()
-    replies = _replies(bypass, base.hooks.get((line.table, line.chain), ()))
+    replies = _replies(base, bypass, base.hooks.get((line.table, line.chain), ()))
     parts = tuple(p for p in selection.parts_for(rule, base.family, replies) if _concerns(p, bypass))
     if "UNTRACKED" in states:
         return Twins(blocker=_catching(line, parts, states, bypass))
     chosen = selection.select(rule, base.family, parts, states, frozenset())
     if chosen.form != "around":
-        return Twins(tuple(_twin(rule, p) for p in chosen.pieces), effects.widening(rule, states, chosen))
+        lost = effects.lost(rule, states, chosen) if bypass.everything else None
+        return Twins(tuple(_twin(rule, p) for p in chosen.pieces), effects.widening(rule, states, chosen), lost)
     if rule.target in effects.WATCHING:
         return Twins()
     return Twins(blocker=RuleBlocker(
@@ -70,8 +72,10 @@ def _concerns(part: Part, bypass: Bypass) -> bool:
     return any(f.protocol == part.group for f in bypass.frontends + bypass.backends)
 
 
-def _replies(bypass: Bypass, hooks: tuple[str, ...]) -> tuple[Reply, ...]:
+def _replies(base: RuleSet, bypass: Bypass, hooks: tuple[str, ...]) -> tuple[Reply, ...]:
     """UDP replies among the flows: from our frontends going out, from backends coming in."""
+    if bypass.everything:
+        return replies_seen(replies_by_hook(base, bypass.local_ports, bypass.asked, ()), hooks)
     found: list[Reply] = []
     if {"OUTPUT", "POSTROUTING"} & set(hooks):
         found += [Reply(f.ports) for f in bypass.frontends if f.protocol == "udp"]

@@ -32,6 +32,10 @@ BOOTED = "systemctl is-system-running --wait"
 
 RULES = "iptables-save; ip6tables-save"
 MODULES = "awk '$1 ~ /conntrack|^nf_nat|^xt_state$|^xt_CT$|table_nat$/ {print $1}' /proc/modules | sort"
+SETTINGS = """\
+grep -rs . /sys/module/*conntrack*/parameters /proc/sys/net/nf_conntrack_max /proc/sys/net/netfilter |
+    grep -v -e nf_conntrack_count -e nf_log | sort
+"""
 ENTRIES = "grep -c 'dport=80 ' /proc/net/nf_conntrack"
 FILES = """\
 set -- /etc/sysconfig /etc/modprobe.d /etc/modules-load.d /etc/haproxy /etc/default /etc/systemd/system
@@ -64,25 +68,33 @@ class Before:
 
 
 class Client(threading.Thread):
-    """Fetches the page *rate* times a second, over IPv4 and IPv6 in turn; use it in ``with``."""
+    """Fetches the page *rate* times a second, over each of *versions* in turn; use it in ``with``."""
 
-    def __init__(self, guest: FullGuest, rate: float = 50) -> None:
+    def __init__(self, guest: FullGuest, rate: float = 50, versions: tuple[int, ...] = (4, 6)) -> None:
         super().__init__(daemon=True)
         self._guest = guest
         self._pause = 1 / rate
+        self._versions = versions
         self._over = threading.Event()
+        self._began = self._finished = 0.0
         self.done = 0
         self.failures: list[str] = []
 
+    @property
+    def rate(self) -> float:
+        """Requests a second, as reached."""
+        return self.done / max(0.001, self._finished - self._began)
+
     def run(self) -> None:
         """Thread body."""
-        started = time.monotonic()
-        while not self._over.wait(max(0.001, started + self.done * self._pause - time.monotonic())):
-            version = 4 + 2 * (self.done % 2)
+        self._began = time.monotonic()
+        while not self._over.wait(max(0.001, self._began + self.done * self._pause - time.monotonic())):
+            version = self._versions[self.done % len(self._versions)]
             self.done += 1
             error = page(self._guest, version)[1]
             if error:
                 self.failures.append(f"request {self.done}, IPv{version}: {error}")
+        self._finished = time.monotonic()
 
     def __enter__(self) -> Client:
         self.start()
@@ -94,7 +106,9 @@ class Client(threading.Thread):
 
     def check(self) -> Check:
         """Every request was answered."""
-        seen = "\n".join(self.failures) or f"{self.done} requests, all answered"
+        families = " and ".join(f"IPv{version}" for version in self._versions)
+        told = f"{self.done} requests over {families}, {self.rate:.0f} a second, all answered"
+        seen = "\n".join(self.failures) or told
         return Check("no request failed meanwhile", bool(self.done) and not self.failures, seen)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.notrack import Bypass, Flow, add_bypass
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset

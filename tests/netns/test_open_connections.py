@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.notrack import add_bypass
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.netfilter.stateless import make_stateless

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from netfilter_model import Packet
+from netfilter_packets import Packet
 
 Json = Any
 FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "cwr": 128}
@@ -156,7 +156,7 @@ class _Walk:
             return bool(int(value) & _number(right, names)) == (op == "in")
         if op in ("<", ">", "<=", ">="):
             number = _number(right, names)
-            return {"<": value < number, ">": value > number, "<=": value <= number, ">=": value >= number}[op]
+            return bool({"<": value < number, ">": value > number, "<=": value <= number, ">=": value >= number}[op])
         assert op in ("==", "!=", "in"), op
         return _equals(value, right, names) == (op != "!=")
 

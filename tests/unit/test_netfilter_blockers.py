@@ -7,7 +7,14 @@ from netfilter_kernel import load
 
 from cloudinit_conntrack.netfilter.iptables import parse_rule, parse_ruleset
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
-from cloudinit_conntrack.netfilter.stateful import MATCHES, NAT_TARGETS, TARGETS, dependency, modules_of, unknown_extension
+from cloudinit_conntrack.netfilter.stateful import (
+    MATCHES,
+    NAT_TARGETS,
+    TARGETS,
+    dependency,
+    modules_of,
+    unknown_extension,
+)
 from cloudinit_conntrack.netfilter.stateless import Policy, Rewritten, make_stateless
 
 # name -> a rule as iptables-save prints it; where this machine's iptables knows it, the kernel is asked too
@@ -94,9 +101,18 @@ def test_removing_state_rules_does_not_remove_nat() -> None:
 
 
 @pytest.mark.parametrize(
-    "match", ["--ctstate DNAT", "--ctstate NEW,SNAT", "! --ctstate DNAT", "--ctproto 6", "--ctstate NEW --ctdir ORIGINAL",
-              "--ctorigdst 192.0.2.1", "--ctstatus ASSURED", "--ctexpire 60"]
-)  # fmt: skip
+    "match",
+    [
+        "--ctstate DNAT",
+        "--ctstate NEW,SNAT",
+        "! --ctstate DNAT",
+        "--ctproto 6",
+        "--ctstate NEW --ctdir ORIGINAL",
+        "--ctorigdst 192.0.2.1",
+        "--ctstatus ASSURED",
+        "--ctexpire 60",
+    ],
+)
 def test_more_than_a_state_blocks(match: str) -> None:
     rule = f"-A INPUT -p tcp -m conntrack {match} -j ACCEPT"
     assert_blocked(rewrite(rule), rule, "more of a connection than its state")
@@ -107,7 +123,9 @@ def test_a_state_in_the_raw_table_blocks() -> None:
     assert_blocked(rewrite(rule, "raw"), rule, "raw table")
 
 
-@pytest.mark.parametrize("rule", ["-A PREROUTING -p tcp -j NOTRACK", "-A OUTPUT -j CT --notrack", "-I OUTPUT -j NOTRACK"])
+@pytest.mark.parametrize(
+    "rule", ["-A PREROUTING -p tcp -j NOTRACK", "-A OUTPUT -j CT --notrack", "-I OUTPUT -j NOTRACK"]
+)
 def test_an_exemption_goes(rule: str) -> None:
     done = rewrite(rule, "raw")
     assert not done.blockers and format_ruleset(done.ruleset) == "*raw\nCOMMIT\n"
@@ -134,11 +152,14 @@ def test_an_unknown_extension_is_said_to_be_unknown() -> None:
 
 
 INDEPENDENT_RULES = (
-    "-A INPUT -m recent --set --name x --rsource", "-A INPUT -p tcp -m multiport --dports 80,443 -j ACCEPT",
-    "-A INPUT -m addrtype --dst-type LOCAL -j ACCEPT", "-A INPUT -m mark --mark 0x1 -j ACCEPT",
-    "-A INPUT -p tcp -m socket --transparent -j ACCEPT", '-A INPUT -m comment --comment "-m state --state NEW" -j ACCEPT',
+    "-A INPUT -m recent --set --name x --rsource",
+    "-A INPUT -p tcp -m multiport --dports 80,443 -j ACCEPT",
+    "-A INPUT -m addrtype --dst-type LOCAL -j ACCEPT",
+    "-A INPUT -m mark --mark 0x1 -j ACCEPT",
+    "-A INPUT -p tcp -m socket --transparent -j ACCEPT",
+    '-A INPUT -m comment --comment "-m state --state NEW" -j ACCEPT',
     "-A INPUT -m hashlimit --hashlimit-above 5/sec --hashlimit-mode srcip --hashlimit-name state -j DROP",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("rule", INDEPENDENT_RULES)

@@ -6,14 +6,32 @@ from dataclasses import replace
 
 import pytest
 from netfilter_kernel import BACKENDS, load
-from netfilter_model import ACK, HERE, HERE6, PEER, PEER6, RST, STRANGER, STRANGER6, SYN, Firewall, Packet, stray_states, universe, usual_states
+from netfilter_model import Firewall
+from netfilter_packets import (
+    ACK,
+    HERE,
+    HERE6,
+    PEER,
+    PEER6,
+    RST,
+    STRANGER,
+    STRANGER6,
+    SYN,
+    Packet,
+    stray_states,
+    universe,
+    usual_states,
+)
 
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.notrack import OWNER, Bypass, Flow, add_bypass, strip_own
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.netfilter.stateless import Rewritten
 
-WEB = Bypass((Flow("tcp", (80, 80)), Flow("udp", (443, 443))), (Flow("tcp", (8080, 8081), "10.0.0.0/16"), Flow("udp", (53, 53))))
+WEB = Bypass(
+    (Flow("tcp", (80, 80)), Flow("udp", (443, 443))),
+    (Flow("tcp", (8080, 8081), "10.0.0.0/16"), Flow("udp", (53, 53))),
+)
 WEB6 = Bypass((Flow("tcp", (80, 80)),), (Flow("tcp", (8080, 8080), "2001:db8:1::/48"),))
 ALL = Bypass(everything=True)
 BYPASSES = {"ipv4": WEB, "ipv6": WEB6}
@@ -116,7 +134,9 @@ def judge(text: str, bypass: Bypass, family: str) -> Rewritten:
                 before = old.send(hook, packet, state)
                 assert before.verdict != "ACCEPT" or now.verdict == "ACCEPT", f"({state}): {story}"
                 if not exempt:
-                    assert (now.verdict, now.logged) == (before.verdict, before.logged), f"tracked ({state}): {story}"
+                    assert (now.verdict, now.logged) == (before.verdict, before.logged), (
+                        f"tracked ({state}): {story}"
+                    )
             for state in stray_states(packet, family):
                 now = new.send(hook, packet, "UNTRACKED" if exempt else state)
                 if now.verdict == "ACCEPT" and old.send(hook, packet, state).verdict != "ACCEPT":
@@ -169,9 +189,14 @@ def test_a_flow_is_exempt_both_ways(family: str) -> None:
 def test_other_flows_stay_tracked() -> None:
     new = Firewall(format_ruleset(bypassed(EL.replace("ICMP", "icmp"), WEB).ruleset))
     for packet in (
-        Packet("tcp", 40000, 22, SYN), Packet("tcp", 22, 40000, ACK), Packet("udp", 40000, 123), Packet("tcp", 40000, 443, SYN),
-        Packet("tcp", 8080, 40000, SYN | ACK, source=STRANGER), Packet("gre"), Packet("icmp", icmp_type=8),
-    ):  # fmt: skip
+        Packet("tcp", 40000, 22, SYN),
+        Packet("tcp", 22, 40000, ACK),
+        Packet("udp", 40000, 123),
+        Packet("tcp", 40000, 443, SYN),
+        Packet("tcp", 8080, 40000, SYN | ACK, source=STRANGER),
+        Packet("gre"),
+        Packet("icmp", icmp_type=8),
+    ):
         assert not new.exempt("INPUT", packet), packet
         assert not new.exempt("OUTPUT", packet), packet
 
@@ -181,10 +206,15 @@ def test_path_mtu_errors_bypass_too() -> None:
     for family, types in (("ipv4", (3, 11, 12)), ("ipv6", (1, 2, 3, 4))):
         here = HERE if family == "ipv4" else HERE6
         for name in ("closed", "ufw", "el"):
-            new = Firewall(format_ruleset(bypassed(ruleset(name, family), BYPASSES[family], family).ruleset), family)
+            new = Firewall(
+                format_ruleset(bypassed(ruleset(name, family), BYPASSES[family], family).ruleset), family
+            )
             for number in types:
                 error = Packet("icmp", icmp_type=number, destination=here)
-                assert new.exempt("INPUT", error) and new.send("INPUT", error, "UNTRACKED").verdict == "ACCEPT", (name, number)
+                assert new.exempt("INPUT", error) and new.send("INPUT", error, "UNTRACKED").verdict == "ACCEPT", (
+                    name,
+                    number,
+                )
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -219,13 +249,17 @@ def test_what_the_kernel_gives_back_needs_nothing(family: str, backend: str) -> 
     for (_, bypass), text, loaded in zip(cases, texts, load(texts, family, backend)):
         assert loaded.code == 0, f"{loaded.error}\n{text}"
         again = add_bypass(parse_ruleset(loaded.saved, family), bypass)
-        assert not again.changes, f"{text}\n->\n{loaded.saved}\n->\n" + "\n".join(str(c.becomes) for c in again.changes)
+        assert not again.changes, f"{text}\n->\n{loaded.saved}\n->\n" + "\n".join(
+            str(c.becomes) for c in again.changes
+        )
 
 
 def test_other_flows_than_before_replace_those_before() -> None:
     first = bypassed(EL.replace("ICMP", "icmp"), WEB).ruleset
     second = add_bypass(first, Bypass((Flow("tcp", (81, 81)),)))
-    assert format_ruleset(second.ruleset) == format_ruleset(bypassed(EL.replace("ICMP", "icmp"), Bypass((Flow("tcp", (81, 81)),))).ruleset)
+    assert format_ruleset(second.ruleset) == format_ruleset(
+        bypassed(EL.replace("ICMP", "icmp"), Bypass((Flow("tcp", (81, 81)),))).ruleset
+    )
     assert "--dport 80 " not in "".join(x.text for x in second.ruleset.lines if OWNER in x.text)
 
 
@@ -233,10 +267,16 @@ NAT = "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{}\nCOMMIT\n"
 
 
 @pytest.mark.parametrize(
-    "rule", ["-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8000", "-A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.9",
-             "-A PREROUTING -p tcp -m multiport --dports 25,80 -j DNAT --to-destination 10.0.0.9", "-A OUTPUT -p udp --dport 53 -j REDIRECT",
-             "-A PREROUTING -p tcp --dport 1:100 -j REDIRECT --to-ports 8000", "-A PREROUTING -p tcp --dport http -j REDIRECT --to-ports 8000"]
-)  # fmt: skip
+    "rule",
+    [
+        "-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8000",
+        "-A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.9",
+        "-A PREROUTING -p tcp -m multiport --dports 25,80 -j DNAT --to-destination 10.0.0.9",
+        "-A OUTPUT -p udp --dport 53 -j REDIRECT",
+        "-A PREROUTING -p tcp --dport 1:100 -j REDIRECT --to-ports 8000",
+        "-A PREROUTING -p tcp --dport http -j REDIRECT --to-ports 8000",
+    ],
+)
 def test_a_nat_rule_on_a_flow_blocks(rule: str) -> None:
     done = bypassed(NAT.format(rule) + EL.replace("ICMP", "icmp"), WEB)
     (blocker,) = done.blockers
@@ -245,16 +285,22 @@ def test_a_nat_rule_on_a_flow_blocks(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["-A PREROUTING -p tcp --dport 25 -j REDIRECT --to-ports 2525", "-A PREROUTING -p udp --dport 80 -j REDIRECT --to-ports 8000",
-             "-A POSTROUTING -s 172.17.0.0/16 -o eth0 -j MASQUERADE"]
-)  # fmt: skip
+    "rule",
+    [
+        "-A PREROUTING -p tcp --dport 25 -j REDIRECT --to-ports 2525",
+        "-A PREROUTING -p udp --dport 80 -j REDIRECT --to-ports 8000",
+        "-A POSTROUTING -s 172.17.0.0/16 -o eth0 -j MASQUERADE",
+    ],
+)
 def test_a_nat_rule_beside_the_flows_does_not_block(rule: str) -> None:
     done = bypassed(NAT.format(rule) + CLOSED, WEB)
     assert not done.blockers and rule in format_ruleset(done.ruleset)
     new = Firewall(format_ruleset(done.ruleset))
     error = Packet("icmp", icmp_type=3)
     assert not new.exempt("INPUT", error), "translated flows need their errors tracked"
-    assert new.send("INPUT", error, "INVALID").verdict == "ACCEPT", "and the bypassed ones need them in spite of INVALID"
+    assert new.send("INPUT", error, "INVALID").verdict == "ACCEPT", (
+        "and the bypassed ones need them in spite of INVALID"
+    )
 
 
 TCP_ONLY = Bypass((Flow("tcp", (80, 80)),))
@@ -264,10 +310,13 @@ PREPARED = "*filter\n:INPUT DROP [0:0]\n-A INPUT -m state --state ESTABLISHED,UN
 @pytest.mark.parametrize(
     ("text", "bypass", "line", "reason"),
     [
-        (NEGATED, WEB, 6, "it matches UNTRACKED"), (NEGATED, ALL, 6, "it matches UNTRACKED"),
-        (PREPARED, ALL, 3, "it matches UNTRACKED"), (NEW_REFUSED, WEB, 6, "a chain of its own"), (NEW_REFUSED, ALL, 6, "a chain of its own"),
+        (NEGATED, WEB, 6, "it matches UNTRACKED"),
+        (NEGATED, ALL, 6, "it matches UNTRACKED"),
+        (PREPARED, ALL, 3, "it matches UNTRACKED"),
+        (NEW_REFUSED, WEB, 6, "a chain of its own"),
+        (NEW_REFUSED, ALL, 6, "a chain of its own"),
     ],
-)  # fmt: skip
+)
 def test_a_rule_that_cannot_have_a_twin_blocks(text: str, bypass: Bypass, line: int, reason: str) -> None:
     """Without that, NOTRACK would refuse what worked, or open what was refused."""
     done = bypassed(text, bypass)
@@ -279,7 +328,7 @@ def test_a_rule_that_cannot_have_a_twin_blocks(text: str, bypass: Bypass, line: 
 
 def test_a_rule_prepared_for_untracked_flows_is_left_alone() -> None:
     done = judge(PREPARED, TCP_ONLY, "ipv4")
-    assert ["tcp port 80 was closed and is open now"] == [c.widens for c in done.changes if c.widens]
+    assert [c.widens for c in done.changes if c.widens] == ["tcp port 80 was closed and is open now"]
     judge(NEW_REFUSED, TCP_ONLY, "ipv4")
 
 

@@ -42,13 +42,17 @@ def told(done: Rewritten) -> dict[str, str]:
     """What the folder's files must hold."""
     if done.blockers:
         return {"blockers": "".join(f"{b.line}: {b.reason}; {b.remedy}\n" for b in done.blockers)}
-    changes = "".join(f"{c.line}: {c.reason}\n" + (f"   widens: {c.widens}\n" if c.widens else "") for c in done.changes)
+    changes = "".join(
+        f"{c.line}: {c.reason}\n" + (f"   widens: {c.widens}\n" if c.widens else "") for c in done.changes
+    )
     return {"out": format_ruleset(done.ruleset), "changes": changes + "".join(f"{note}\n" for note in done.notes)}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_golden(folder: Path) -> None:
-    expected = {name: (folder / name).read_text() for name in ("out", "changes", "blockers") if (folder / name).exists()}
+    expected = {
+        name: (folder / name).read_text() for name in ("out", "changes", "blockers") if (folder / name).exists()
+    }
     assert told(rewritten(folder)) == expected
 
 
@@ -59,7 +63,11 @@ def test_there_are_golden_folders() -> None:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_kernel_loads_every_golden_output(family: str, backend: str) -> None:
-    outputs = {folder.name: folder / "out" for folder in FOLDERS if family_of(folder) == family and (folder / "out").exists()}
+    outputs = {
+        folder.name: folder / "out"
+        for folder in FOLDERS
+        if family_of(folder) == family and (folder / "out").exists()
+    }
     assert outputs
     for name, loaded in zip(outputs, load((path.read_text() for path in outputs.values()), family, backend)):
         assert loaded.code == 0, f"{name}: {loaded.error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,27 +28,89 @@ def option(rule: Rule, name: str) -> Option:
 # --- what goes in comes out -------------------------------------------------------------
 
 PLAIN_WORDS = st.sampled_from(
-    ("-p tcp", "! -p udp", "-p ! icmp", "-ptcp", "-s 10.0.0.0/8", "! -s 10.1.0.0/16", "-s ! 10.2.0.1", "-i eth+", "-m state",
-     "--state NEW", "--state ! NEW", "-m conntrack ! --ctstate INVALID,NEW", "--dport 80", "--dport=80", "--dport 1:",
-     "-m tcp", "-m multiport --dports 1,2:3", "-m comment --comment -j", "-m limit --limit 3/min", "-j ACCEPT", "-g U1",
-     "-jDROP", "--jump LOG", '--log-prefix "x: "', "--tcp-flags SYN,ACK SYN", "! --syn", "-f", "! -f", "-c 1 2", "-4", "\t", "  ",
-     "--", "!", "-")
-)  # fmt: skip
-QUOTED = st.text(st.characters(exclude_characters='"\\\n\r\0', exclude_categories=("Cs",)), max_size=20).map(
+    (
+        "-p tcp",
+        "! -p udp",
+        "-p ! icmp",
+        "-ptcp",
+        "-s 10.0.0.0/8",
+        "! -s 10.1.0.0/16",
+        "-s ! 10.2.0.1",
+        "-i eth+",
+        "-m state",
+        "--state NEW",
+        "--state ! NEW",
+        "-m conntrack ! --ctstate INVALID,NEW",
+        "--dport 80",
+        "--dport=80",
+        "--dport 1:",
+        "-m tcp",
+        "-m multiport --dports 1,2:3",
+        "-m comment --comment -j",
+        "-m limit --limit 3/min",
+        "-j ACCEPT",
+        "-g U1",
+        "-jDROP",
+        "--jump LOG",
+        '--log-prefix "x: "',
+        "--tcp-flags SYN,ACK SYN",
+        "! --syn",
+        "-f",
+        "! -f",
+        "-c 1 2",
+        "-4",
+        "\t",
+        "  ",
+        "--",
+        "!",
+        "-",
+    )
+)
+QUOTED = st.text(st.characters(exclude_characters='"\\\n\r\0', exclude_categories=["Cs"]), max_size=20).map(
     lambda text: f'--comment "{text}"'
 )
-ESCAPED = st.sampled_from((r'--comment "a \"b\" c"', r'--comment "\\"', r'--comment "it\'s"', '--comment ""', r'--comment a"b c"'))
+ESCAPED = st.sampled_from(
+    (r'--comment "a \"b\" c"', r'--comment "\\"', r'--comment "it\'s"', '--comment ""', r'--comment a"b c"')
+)
 COMMANDS = st.sampled_from(
-    ("-A INPUT", "-A U1", "--append INPUT", "-AINPUT", "-I INPUT", "-I INPUT 2", "-D INPUT 1", "-R INPUT 1", "[1:60] -A INPUT",
-     '-A "INPUT"', " -A INPUT", "\t-A\tINPUT")
-)  # fmt: skip
+    (
+        "-A INPUT",
+        "-A U1",
+        "--append INPUT",
+        "-AINPUT",
+        "-I INPUT",
+        "-I INPUT 2",
+        "-D INPUT 1",
+        "-R INPUT 1",
+        "[1:60] -A INPUT",
+        '-A "INPUT"',
+        " -A INPUT",
+        "\t-A\tINPUT",
+    )
+)
 RULES = st.tuples(COMMANDS, st.lists(st.one_of(PLAIN_WORDS, QUOTED, ESCAPED), max_size=8)).map(
     lambda parts: " ".join((parts[0], *parts[1]))
 )
 OTHER_LINES = st.sampled_from(
-    ("# a note", "#", "", "   ", ":INPUT DROP [0:0]", ":U1 - [1:2]", ":U2 -", ": U3 -", ":FORWARD ACCEPT", "-N U4", "-P OUTPUT DROP",
-     "-P OUTPUT ACCEPT [1:2]", "-F", "-Z", "-X U4", "-E U4 U5")
-)  # fmt: skip
+    (
+        "# a note",
+        "#",
+        "",
+        "   ",
+        ":INPUT DROP [0:0]",
+        ":U1 - [1:2]",
+        ":U2 -",
+        ": U3 -",
+        ":FORWARD ACCEPT",
+        "-N U4",
+        "-P OUTPUT DROP",
+        "-P OUTPUT ACCEPT [1:2]",
+        "-F",
+        "-Z",
+        "-X U4",
+        "-E U4 U5",
+    )
+)
 LINES = st.tuples(st.one_of(RULES, RULES, OTHER_LINES), st.sampled_from(("", "", " ", "\t "))).map("".join)
 TABLES = st.tuples(
     st.sampled_from(("*filter", "* nat", "*raw ", "*mangle", "*security\t")), st.lists(LINES, max_size=8)
@@ -74,13 +138,33 @@ def test_whatever_parses_can_be_worked_on(text: str) -> None:
 
 JUNK = st.lists(
     st.one_of(
-        st.sampled_from(("*filter", "COMMIT", ":INPUT", "-A", "-P INPUT", "-I INPUT ²", "-N !", "-A INPUT --dport ²", "[x:1] -A INPUT",
-                         "-A INPUT --dport " + "9" * 5000, "-A INPUT -p icmp --icmp-type ³ -m state --state NEW -j ACCEPT",
-                         '-A INPUT "', "-A INPUT\r", "\0", "*nat", "-j", "!", "-A INPUT -m -j", "-A INPUT --state")),
+        st.sampled_from(
+            (
+                "*filter",
+                "COMMIT",
+                ":INPUT",
+                "-A",
+                "-P INPUT",
+                "-I INPUT ²",
+                "-N !",
+                "-A INPUT --dport ²",
+                "[x:1] -A INPUT",
+                "-A INPUT --dport " + "9" * 5000,
+                "-A INPUT -p icmp --icmp-type ³ -m state --state NEW -j ACCEPT",
+                '-A INPUT "',
+                "-A INPUT\r",
+                "\0",
+                "*nat",
+                "-j",
+                "!",
+                "-A INPUT -m -j",
+                "-A INPUT --state",
+            )
+        ),
         st.text(max_size=30),
     ),
     max_size=8,
-).map("\n".join)  # fmt: skip
+).map("\n".join)
 
 
 @SETTINGS
@@ -99,7 +183,11 @@ def test_no_input_gives_a_traceback(text: str) -> None:
 
 DAMAGE = {
     "open quote": ('*filter\n-A INPUT -m comment --comment "a note -j ACCEPT\nCOMMIT\n', 2, "quote"),
-    "open quote behind an escaped one": ('*filter\n-A INPUT -m comment --comment "a \\" -j ACCEPT\nCOMMIT\n', 2, "quote"),
+    "open quote behind an escaped one": (
+        '*filter\n-A INPUT -m comment --comment "a \\" -j ACCEPT\nCOMMIT\n',
+        2,
+        "quote",
+    ),
     "NUL": ("*filter\n\n-A INPUT -j \0ACCEPT\nCOMMIT\n", 3, "NUL"),
     "CRLF": ("*filter\r\n-A INPUT -j ACCEPT\r\nCOMMIT\r\n", 1, "carriage return"),
     "CR in a comment": ("# a note\r\n*filter\nCOMMIT\n", 1, "carriage return"),
@@ -146,38 +234,63 @@ def test_the_longest_line_that_restore_reads_whole() -> None:
 
 # --- words, as the real iptables reads them ---------------------------------------------
 
-# what a person may write -> what iptables-save makes of it
-WRITTEN = {
-    "-A INPUT -p tcp --dport=80 -j ACCEPT": "-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT",
-    "-A INPUT -p tcp -mstate --state=NEW -j ACCEPT": "-A INPUT -p tcp -m state --state NEW -j ACCEPT",
-    "-AINPUT -j DROP": "-A INPUT -j DROP",
-    "--append=INPUT --prot tcp --matc state --stat NEW --jum ACCEPT": "-A INPUT -p tcp -m state --state NEW -j ACCEPT",
-    "--append INPUT --protocol udp --source-port 53 --jump DROP": "-A INPUT -p udp -m udp --sport 53 -j DROP",
-    "-A INPUT --proto tcp --destination-port 80 --src 10.0.0.1/32 -j DROP":
-        "-A INPUT -s 10.0.0.1/32 -p tcp -m tcp --dport 80 -j DROP",
-    '-A INPUT -m comment --comment "a \\"b\\" \\\\ it\\\'s" -j DROP':
-        '-A INPUT -m comment --comment "a \\"b\\" \\\\ it\\\'s" -j DROP',
-    "-A INPUT -m comment --comment -j -j DROP": "-A INPUT -m comment --comment -j -j DROP",
-    '-A INPUT -m comment --comment "--state" -j DROP': "-A INPUT -m comment --comment --state -j DROP",
-    '-A INPUT -m comment --comment "! -j" -j DROP': '-A INPUT -m comment --comment "! -j" -j DROP',
-    '-A INPUT -m comment --comment a"b c" -j DROP': '-A INPUT -m comment --comment "ab c" -j DROP',
-    '-A "INPUT" -j DROP': "-A INPUT -j DROP",
-    "-A\tINPUT \t -j  DROP  ": "-A INPUT -j DROP",
-    "-A INPUT ! -p tcp -j DROP": "-A INPUT ! -p tcp -j DROP",
-    "-A INPUT ! -i lo -m conntrack ! --ctstate NEW,INVALID -j DROP":
-        "-A INPUT ! -i lo -m conntrack ! --ctstate INVALID,NEW -j DROP",
-    "-A INPUT -j LOG --log-prefix \"x y \" -p tcp --dport 22 -m state --state new":
-        "-A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -j LOG --log-prefix \"x y \"",
-    "-A INPUT -m state --state NEW -j ACCEPT -p udp": "-A INPUT -p udp -m state --state NEW -j ACCEPT",
-    "[7:420] -A INPUT -j DROP": "-A INPUT -j DROP",
-    "-A INPUT -j DROP -c 7 420": "-A INPUT -j DROP",
-    "-A INPUT -p tcp ! --syn -j DROP": "-A INPUT -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
-    "-A INPUT -p tcp --tcp-flags ALL NONE -j DROP": "-A INPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP",
-    "-A INPUT -p tcp -m multiport ! --dports 80,443 -j DROP": "-A INPUT -p tcp -m multiport ! --dports 80,443 -j DROP",
-    "-A INPUT ! -f -j DROP": "-A INPUT ! -f -j DROP",
-    "-A INPUT -4 -j DROP": "-A INPUT -j DROP",
-    "-A INPUT -p tcp --dport 1: -j DROP": "-A INPUT -p tcp -m tcp --dport 1:65535 -j DROP",
-}  # fmt: skip
+# What a person may write, and below it what iptables-save makes of that.
+WRITTEN = r"""
+-A INPUT -p tcp --dport=80 -j ACCEPT
+    -A INPUT -p tcp -m tcp --dport 80 -j ACCEPT
+-A INPUT -p tcp -mstate --state=NEW -j ACCEPT
+    -A INPUT -p tcp -m state --state NEW -j ACCEPT
+-AINPUT -j DROP
+    -A INPUT -j DROP
+--append=INPUT --prot tcp --matc state --stat NEW --jum ACCEPT
+    -A INPUT -p tcp -m state --state NEW -j ACCEPT
+--append INPUT --protocol udp --source-port 53 --jump DROP
+    -A INPUT -p udp -m udp --sport 53 -j DROP
+-A INPUT --proto tcp --destination-port 80 --src 10.0.0.1/32 -j DROP
+    -A INPUT -s 10.0.0.1/32 -p tcp -m tcp --dport 80 -j DROP
+-A INPUT -m comment --comment "a \"b\" \\ it\'s" -j DROP
+    -A INPUT -m comment --comment "a \"b\" \\ it\'s" -j DROP
+-A INPUT -m comment --comment -j -j DROP
+    -A INPUT -m comment --comment -j -j DROP
+-A INPUT -m comment --comment "--state" -j DROP
+    -A INPUT -m comment --comment --state -j DROP
+-A INPUT -m comment --comment "! -j" -j DROP
+    -A INPUT -m comment --comment "! -j" -j DROP
+-A INPUT -m comment --comment a"b c" -j DROP
+    -A INPUT -m comment --comment "ab c" -j DROP
+-A "INPUT" -j DROP
+    -A INPUT -j DROP
+-A<tab>INPUT <tab> -j  DROP  
+    -A INPUT -j DROP
+-A INPUT ! -p tcp -j DROP
+    -A INPUT ! -p tcp -j DROP
+-A INPUT ! -i lo -m conntrack ! --ctstate NEW,INVALID -j DROP
+    -A INPUT ! -i lo -m conntrack ! --ctstate INVALID,NEW -j DROP
+-A INPUT -j LOG --log-prefix "x y " -p tcp --dport 22 -m state --state new
+    -A INPUT -p tcp -m tcp --dport 22 -m state --state NEW -j LOG --log-prefix "x y "
+-A INPUT -m state --state NEW -j ACCEPT -p udp
+    -A INPUT -p udp -m state --state NEW -j ACCEPT
+[7:420] -A INPUT -j DROP
+    -A INPUT -j DROP
+-A INPUT -j DROP -c 7 420
+    -A INPUT -j DROP
+-A INPUT -p tcp ! --syn -j DROP
+    -A INPUT -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP
+-A INPUT -p tcp --tcp-flags ALL NONE -j DROP
+    -A INPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP
+-A INPUT -p tcp -m multiport ! --dports 80,443 -j DROP
+    -A INPUT -p tcp -m multiport ! --dports 80,443 -j DROP
+-A INPUT ! -f -j DROP
+    -A INPUT ! -f -j DROP
+-A INPUT -4 -j DROP
+    -A INPUT -j DROP
+-A INPUT -p tcp --dport 1: -j DROP
+    -A INPUT -p tcp -m tcp --dport 1:65535 -j DROP
+"""
+PAIRS = [
+    (written.replace("<tab>", "\t"), saved.strip())
+    for written, saved in re.findall(r"(?m)^(-.+)\n {4}(.+)$", WRITTEN)
+]
 
 
 def meaning(rule: Rule) -> set[object]:
@@ -202,8 +315,8 @@ def meaning(rule: Rule) -> set[object]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_words_are_what_iptables_reads(backend: str) -> None:
-    texts = [f"*filter\n{line}\nCOMMIT\n" for line in WRITTEN]
-    for (line, expected), loaded in zip(WRITTEN.items(), load(texts, "ipv4", backend)):
+    texts = [f"*filter\n{line}\nCOMMIT\n" for line, _ in PAIRS]
+    for (line, expected), loaded in zip(PAIRS, load(texts, "ipv4", backend)):
         assert loaded.code == 0, f"{line}: {loaded.error}"
         (saved,) = rules_of(loaded.saved)
         assert meaning(parse_rule(saved)) == meaning(parse_rule(expected)), line
@@ -230,10 +343,13 @@ def test_what_both_refuse() -> None:
 
 
 OLD_NEGATION = {
-    "-A INPUT -s ! 10.0.0.0/8 -j DROP": "-s", "-A INPUT -p ! tcp -j DROP": "-p", "-A INPUT -i ! lo -j DROP": "-i",
-    "-A INPUT -p tcp --dport ! 80 -j DROP": "--dport", "-A INPUT -m state --state ! NEW -j DROP": "--state",
+    "-A INPUT -s ! 10.0.0.0/8 -j DROP": "-s",
+    "-A INPUT -p ! tcp -j DROP": "-p",
+    "-A INPUT -i ! lo -j DROP": "-i",
+    "-A INPUT -p tcp --dport ! 80 -j DROP": "--dport",
+    "-A INPUT -m state --state ! NEW -j DROP": "--state",
     "-A INPUT -p tcp --tcp-flags ! SYN,RST SYN -j DROP": "--tcp-flags",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("line", OLD_NEGATION)
@@ -263,10 +379,18 @@ def test_a_comment_never_makes_a_rule_stateful() -> None:
 
 
 def test_chains_policies_and_order() -> None:
-    text = "*filter\n:INPUT DROP [0:0]\n-N U1\n-P OUTPUT DROP\n-A INPUT -j U1\n-A FORWARD -j DROP\n-I INPUT -j ACCEPT\n" \
-           "-I INPUT 2 -j LOG\n-A U1 -j U2\n:U2 - [0:0]\nCOMMIT\n"  # fmt: skip
+    text = (
+        "*filter\n:INPUT DROP [0:0]\n-N U1\n-P OUTPUT DROP\n-A INPUT -j U1\n-A FORWARD -j DROP\n-I INPUT -j ACCEPT\n"
+        "-I INPUT 2 -j LOG\n-A U1 -j U2\n:U2 - [0:0]\nCOMMIT\n"
+    )
     ruleset = parse_ruleset(text, "ipv4")
-    assert dict(ruleset.chains["filter"]) == {"INPUT": "DROP", "U1": "-", "OUTPUT": "DROP", "FORWARD": "ACCEPT", "U2": "-"}
+    assert dict(ruleset.chains["filter"]) == {
+        "INPUT": "DROP",
+        "U1": "-",
+        "OUTPUT": "DROP",
+        "FORWARD": "ACCEPT",
+        "U2": "-",
+    }
     assert [x.rule.target for x in ruleset.appended["filter", "INPUT"]] == ["ACCEPT", "LOG", "U1"]
     assert ruleset.hooks["filter", "U2"] == ("INPUT",)
     assert ruleset.tables() == ("filter",)

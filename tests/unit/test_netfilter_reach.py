@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from netfilter_model import ACK, SYN, Firewall, universe
-from netfilter_model import Packet as Sent
+from netfilter_model import Firewall
+from netfilter_packets import ACK, SYN, universe
+from netfilter_packets import Packet as Sent
 from test_netfilter_semantics import rulesets
 
 from cloudinit_conntrack.netfilter.iptables import parse_rule, parse_ruleset
 from cloudinit_conntrack.netfilter.reach import Packet, syn, verdicts
-from cloudinit_conntrack.netfilter.replies import Reply, UdpFlow, narrowed, outbound_replies, port_range, replies_by_hook
+from cloudinit_conntrack.netfilter.replies import (
+    Reply,
+    UdpFlow,
+    narrowed,
+    outbound_replies,
+    port_range,
+    replies_by_hook,
+)
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.netfilter.stateless import Policy, make_stateless
 
@@ -45,9 +53,14 @@ CASES = {
     ":U - [0:0]\n-A INPUT -j U\n-A U -p tcp --dport 22 -j ACCEPT": {"ACCEPT"},
     ":U - [0:0]\n-A INPUT -j U\n-A INPUT -j ACCEPT\n-A U -p tcp --dport 22 -j RETURN\n-A U -j DROP": {"ACCEPT"},
     ":U - [0:0]\n-A INPUT -g U\n-A INPUT -j ACCEPT\n-A U -p udp -j ACCEPT": {"DROP"},
-    ":U - [0:0]\n:V - [0:0]\n-A INPUT -j U\n-A INPUT -j ACCEPT\n-A U -g V\n-A U -j DROP\n-A V -p udp -j DROP": {"ACCEPT"},
+    ":U - [0:0]\n:V - [0:0]\n-A INPUT -j U\n-A INPUT -j ACCEPT\n-A U -g V\n-A U -j DROP\n-A V -p udp -j DROP": {
+        "ACCEPT"
+    },
     ":U - [0:0]\n-A INPUT -s 10.0.0.0/8 -j U\n-A INPUT -j DROP\n-A U -j ACCEPT": {"ACCEPT", "DROP"},
-    ":U - [0:0]\n-A INPUT -j U\n-A INPUT -j DROP\n-A U -s 10.0.0.0/8 -j RETURN\n-A U -j ACCEPT": {"ACCEPT", "DROP"},
+    ":U - [0:0]\n-A INPUT -j U\n-A INPUT -j DROP\n-A U -s 10.0.0.0/8 -j RETURN\n-A U -j ACCEPT": {
+        "ACCEPT",
+        "DROP",
+    },
     "-A INPUT -j DROP\n-I INPUT -j ACCEPT": {"ACCEPT"},
     "-A INPUT -p tcp --dport 22 -j NFQUEUE": {"NFQUEUE"},
     "-P INPUT ACCEPT": {"ACCEPT"},
@@ -61,8 +74,10 @@ def test_what_a_handshake_can_meet(rules: str) -> None:
 
 
 def test_other_packets_and_places() -> None:
-    text = "*filter\n:INPUT DROP [0:0]\n-A INPUT -p icmp --icmp-type 3 -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n" \
-           "-A INPUT -p udp --sport 53 -j ACCEPT\nCOMMIT\n"  # fmt: skip
+    text = (
+        "*filter\n:INPUT DROP [0:0]\n-A INPUT -p icmp --icmp-type 3 -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n"
+        "-A INPUT -p udp --sport 53 -j ACCEPT\nCOMMIT\n"
+    )
     ruleset = parse_ruleset(text, "ipv4")
     assert verdicts(ruleset, "INPUT", Packet("icmp", icmp_type=3)) == {"ACCEPT"}
     assert verdicts(ruleset, "INPUT", Packet("icmp", icmp_type=8)) == {"DROP"}
@@ -106,9 +121,12 @@ RANGE = (32768, 60999)
 def test_replies_to_what_the_host_asks_for() -> None:
     flows = (UdpFlow((53, 53)), UdpFlow((67, 67)), UdpFlow((123, 123)), UdpFlow((514, 515), "10.0.0.0/8", "ipv4"))
     assert outbound_replies(flows, "ipv4", RANGE) == (
-        Reply((53, 53), RANGE), Reply((67, 67), (68, 68)), Reply((123, 123), RANGE), Reply((123, 123), (123, 123)),
+        Reply((53, 53), RANGE),
+        Reply((67, 67), (68, 68)),
+        Reply((123, 123), RANGE),
+        Reply((123, 123), (123, 123)),
         Reply((514, 515), RANGE, "10.0.0.0/8"),
-    )  # fmt: skip
+    )
     assert outbound_replies(flows, "ipv6", RANGE)[1] == Reply((547, 547), (546, 546))
     assert len(outbound_replies(flows, "ipv6", RANGE)) == 4
 
@@ -127,10 +145,16 @@ ASKED = {
     # a rule that lets UDP out or in -> (hook, datagram) that must come back
     "-A OUTPUT -p udp --dport 514 -m state --state NEW -j ACCEPT": ("INPUT", Sent("udp", 514, 40000)),
     "-A OUTPUT -p udp -m multiport --dports 161,162 -j ACCEPT": ("INPUT", Sent("udp", 162, 40000)),
-    "-A OUTPUT -d 10.0.0.1/32 -p udp --dport 1812:1813 -j ACCEPT": ("INPUT", Sent("udp", 1813, 40000, source="10.0.0.1")),
+    "-A OUTPUT -d 10.0.0.1/32 -p udp --dport 1812:1813 -j ACCEPT": (
+        "INPUT",
+        Sent("udp", 1813, 40000, source="10.0.0.1"),
+    ),
     "-A OUTPUT -p udp --sport 500 --dport 500 -j ACCEPT": ("INPUT", Sent("udp", 500, 500)),
     "-A INPUT -p udp --dport 443 -m state --state NEW -j ACCEPT": ("OUTPUT", Sent("udp", 443, 5000)),
-    "-A INPUT -s 10.0.0.0/8 -p udp --dport 53 -j ACCEPT": ("OUTPUT", Sent("udp", 53, 5000, destination="10.0.0.1")),
+    "-A INPUT -s 10.0.0.0/8 -p udp --dport 53 -j ACCEPT": (
+        "OUTPUT",
+        Sent("udp", 53, 5000, destination="10.0.0.1"),
+    ),
     "-A FORWARD -p udp --dport 3478 -m state --state NEW -j ACCEPT": ("FORWARD", Sent("udp", 3478, 5000)),
 }
 
@@ -148,7 +172,9 @@ def test_replies_come_back_for_the_ports_that_rules_name(rule: str) -> None:
 
 
 def test_replies_for_configured_flows() -> None:
-    policy = Policy(asked=(UdpFlow((5060, 5061), "10.0.0.1"),), answered=(UdpFlow((443, 443)),), local_ports=(10000, 20000))
+    policy = Policy(
+        asked=(UdpFlow((5060, 5061), "10.0.0.1"),), answered=(UdpFlow((443, 443)),), local_ports=(10000, 20000)
+    )
     done = make_stateless(parse_ruleset(UDP.format(""), "ipv4", "rules"), policy)
     new = Firewall(format_ruleset(done.ruleset))
     assert new.send("INPUT", Sent("udp", 5061, 15000, source="10.0.0.1")).verdict == "ACCEPT"
@@ -197,9 +223,20 @@ def test_a_rule_narrowed_to_a_reply(own: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "ports"),
-    [("80", (80, 80)), ("80:90", (80, 90)), (":1023", (0, 1023)), ("1024:", (1024, 65535)), ("domain", (53, 53)), ("90:80", None),
-     ("65536", None), ("nosuch", None), ("²", None), ("9" * 5000, None), ("", None)],
-)  # fmt: skip
+    [
+        ("80", (80, 80)),
+        ("80:90", (80, 90)),
+        (":1023", (0, 1023)),
+        ("1024:", (1024, 65535)),
+        ("domain", (53, 53)),
+        ("90:80", None),
+        ("65536", None),
+        ("nosuch", None),
+        ("²", None),
+        ("9" * 5000, None),
+        ("", None),
+    ],
+)
 def test_port_ranges(text: str, ports: tuple[int, int] | None) -> None:
     assert port_range(text) == ports
 

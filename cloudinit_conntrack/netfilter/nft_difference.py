@@ -1,0 +1,247 @@
+"""Two native rule-sets compared: which packets the one accepts and the other does not.
+
+The same packet sets as :mod:`.difference`, walked as nf_tables walks them: every base chain
+of a hook in the order of priorities; ``accept`` ends its chain and the next one goes on.
+What is said is about whole packets and first fragments; rules for later fragments alone
+match none of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from .difference import Difference, told
+from .nft_match import FRAGMENT, OPEN, Ranges, Test, complement, field_ranges, match_tests, tests_of
+from .nft_ruleset import Entry, Json, NftRuleSet, Place
+from .nft_selection import FAMILIES, NFPROTO
+from .nft_untracked import CONNTRACK
+from .packets import Box, PacketSet, Space
+from .stateful import STATES
+from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
+
+# The hooks that a packet passes.
+PATHS = {
+    "INPUT": ("prerouting", "input"),
+    "FORWARD": ("prerouting", "forward", "postrouting"),
+    "OUTPUT": ("output", "postrouting"),
+}
+_PLACES = {"ip saddr": SOURCE, "ip6 saddr": SOURCE, "ip daddr": DESTINATION, "ip6 daddr": DESTINATION}
+_MOST_NUMBERS = 128
+# An arm of a rule: what it asks, and the verdict.
+Arm = tuple[tuple[Test, ...], Mapping[str, Json]]
+
+
+def compare_nft(before: NftRuleSet, after: NftRuleSet) -> Mapping[str, Difference]:
+    """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``."""
+    found: dict[str, Difference] = {}
+    for family in NFPROTO:
+        old, new = _Rules(before, family), _Rules(after, family)
+        universe = _universe(family, [*old.all_tests(), *new.all_tests()])
+        found[family] = told(universe, ((h, old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS))
+    return found
+
+
+class _Rules:
+    """The rules that packets of one family meet, as arms."""
+
+    def __init__(self, ruleset: NftRuleSet, family: str) -> None:
+        self.ruleset = ruleset
+        self.family = family
+        self.arms: dict[Place, list[list[Arm]]] = {}
+        for place, entries in ruleset.rules.items():
+            if family in FAMILIES.get(place[0], ()):
+                self.arms[place] = [arms for entry in entries if (arms := list(self._arms(entry)))]
+
+    def _arms(self, entry: Entry) -> Iterator[Arm]:
+        tests = tests_of(self.ruleset, entry, entry.statements)
+        if any(test.field == FRAGMENT for test in tests):
+            return
+        last = entry.statements[-1] if entry.statements else {}
+        if "vmap" not in last:
+            yield tests, last
+            return
+        for key, verdict in self.ruleset.arms(entry, last["vmap"]["data"]):
+            yield (*tests, *match_tests(self.ruleset, entry, last["vmap"]["key"], key)), verdict
+
+    def all_tests(self) -> Iterator[tuple[Test, ...]]:
+        """The tests of every arm."""
+        return (tests for rules in self.arms.values() for arms in rules for tests, _ in arms)
+
+    def accepted(self, universe: Universe, hook: str) -> PacketSet:
+        """The packets, each with its state, that come through every base chain on the way."""
+        space = universe.space
+        found: PacketSet = True
+        walk = _Walk(universe, self)
+        for place, base in self.ruleset.bases.items():
+            if base.hook in PATHS[hook] and self.family in FAMILIES.get(place[0], ()):
+                found = space.both(found, walk.base(place, base.policy))
+        exempt = self._exempt(universe, PATHS[hook][0])
+        if exempt is False:
+            return found
+        untracked = space.box({STATE: universe.state_mask("UNTRACKED")})
+        whatever = space.any_of(space.both(found, untracked), STATE)
+        return space.either(space.without(found, exempt), space.both(whatever, exempt))
+
+    def _exempt(self, universe: Universe, hook: str) -> PacketSet:
+        """What ``notrack`` rules match before conntrack; rules before them are taken to let it through."""
+        found: PacketSet = False
+        for place, bases in self.ruleset.hooks.items():
+            early = any(base.hook == hook and base.priority < CONNTRACK for base in bases)
+            mine = early and self.family in FAMILIES.get(place[0], ())
+            for entry in self.ruleset.rules.get(place, ()) if mine else ():
+                if any("notrack" in statement for statement in entry.statements):
+                    tests = tests_of(self.ruleset, entry, entry.statements)
+                    found = universe.space.either(found, matched(universe, tests))
+        return found
+
+
+# --- the space -------------------------------------------------------------------------
+
+
+def _universe(family: str, every: list[tuple[Test, ...]]) -> Universe:
+    """The universe in which all tests of one family can be told apart."""
+    protocols = {6: None, 17: None, 1 if family == "ipv4" else 58: None}
+    ports, addresses = {0, 65536}, {0, 1 << (32 if family == "ipv4" else 128)}
+    interfaces: dict[str, None] = {}
+    conditions: dict[str, None] = {}
+    for test in dict.fromkeys(test for tests in every for test in tests):
+        if test.field == "l4proto":
+            protocols.update(dict.fromkeys(_numbers(test.ranges)))
+        elif test.field in ("sport", "dport"):
+            ports |= _cuts(test.ranges)
+        elif test.field in _PLACES and test.field.startswith("ip ") == (family == "ipv4"):
+            addresses |= _cuts(test.ranges)
+        elif test.field in ("in", "out"):
+            interfaces.update(dict.fromkeys(_wild(name) for name in test.names))
+        elif test.field == OPEN:
+            conditions[test.text] = None
+    sizes = (len(protocols) + 1, 256, len(STATES), len(ports) - 1, len(ports) - 1, len(addresses) - 1,
+             len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1, *(2 for _ in conditions))
+    return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
+                    tuple(conditions), Space(sizes))
+
+
+def _cuts(ranges: Ranges) -> set[int]:
+    return {cut for first, last in ranges for cut in (first, last + 1)}
+
+
+def _numbers(ranges: Ranges) -> list[int]:
+    """The protocols that a test names, or leaves out where it names nearly all."""
+    if sum(last - first + 1 for first, last in ranges) > _MOST_NUMBERS:
+        ranges = complement(ranges, 255)
+    return [number for first, last in ranges for number in range(first, last + 1)]
+
+
+def _wild(name: str) -> str:
+    return name[:-1] + "+" if name.endswith("*") else name
+
+
+def matched(universe: Universe, tests: Iterable[Test]) -> PacketSet:
+    """The packets that pass all *tests*."""
+    space = universe.space
+    tests = tuple(tests)
+    family = field_ranges(tests, "nfproto")
+    if family is not None and not _holds(family, NFPROTO[universe.family]):
+        return False
+    box: Box = {}
+    for test in tests:
+        for dimension, mask in _masks(universe, test):
+            box[dimension] = box.get(dimension, space.full(dimension)) & mask
+    return space.box(box) if all(box.values()) else False
+
+
+def _holds(ranges: Ranges, number: int) -> bool:
+    return any(first <= number <= last for first, last in ranges)
+
+
+def _masks(universe: Universe, test: Test) -> Iterator[tuple[int, int]]:
+    """*test* as (dimension, mask of atoms)."""
+    full = universe.space.full
+    if test.field == "l4proto":
+        mask = sum(1 << at for at, number in enumerate(universe.protocols) if _holds(test.ranges, number))
+        others = sum(last - first + 1 for first, last in test.ranges) > _MOST_NUMBERS
+        yield PROTOCOL, mask | (1 << len(universe.protocols) if others else 0)
+    elif test.field in ("flags", "icmp", "icmpv6"):
+        last = 64 if test.field == "flags" else 256
+        yield DETAIL, sum(1 << value for value in range(last) if _holds(test.ranges, value))
+    elif test.field in ("sport", "dport"):
+        yield (SPORT if test.field == "sport" else DPORT), universe.port_mask(test.ranges)
+    elif test.field in _PLACES:
+        dimension = _PLACES[test.field]
+        yield dimension, sum(_interval(universe.addresses, first, last + 1) for first, last in test.ranges)
+    elif test.field in ("in", "out"):
+        dimension = IN if test.field == "in" else OUT
+        mask = 0
+        for name in test.names:
+            mask |= universe.interface_mask(_wild(name))
+        yield dimension, full(dimension) & ~mask if test.negated else mask
+    elif test.field == "state":
+        yield STATE, universe.state_mask(*test.names)
+    elif test.field == OPEN:
+        yield FIRST_OPEN + universe.open_conditions.index(test.text), 2
+
+
+def _interval(cuts: tuple[int, ...], first: int, end: int) -> int:
+    low, high = bisect_left(cuts, first), bisect_left(cuts, end)
+    return int((1 << high) - 1) & ~int((1 << low) - 1)
+
+
+# --- walking it ------------------------------------------------------------------------
+
+
+@dataclass
+class _Walk:
+    """One rule-set walked for every packet at once."""
+
+    universe: Universe
+    rules: _Rules
+
+    def __post_init__(self) -> None:
+        self._known: dict[Place, tuple[PacketSet, PacketSet]] = {}
+
+    def base(self, place: Place, policy: str) -> PacketSet:
+        """What a base chain accepts, its policy included."""
+        taken, left = self.chain(place, ())
+        return taken if policy == "drop" else self.universe.space.either(taken, left)
+
+    def chain(self, place: Place, above: tuple[Place, ...]) -> tuple[PacketSet, PacketSet]:
+        """(accepted, come back to the caller) of the packets that enter *place*."""
+        if place in above:
+            return False, True  # the kernel refuses loops
+        if place not in self._known:
+            self._known[place] = self._walk(place, (*above, place))
+        return self._known[place]
+
+    def _walk(self, place: Place, above: tuple[Place, ...]) -> tuple[PacketSet, PacketSet]:
+        space = self.universe.space
+        here: PacketSet = True
+        taken: PacketSet = False
+        returned: PacketSet = False
+        for tests, verdict in (arm for arms in self.rules.arms.get(place, ()) for arm in arms):
+            hit = space.both(here, matched(self.universe, tests))
+            accepts, through, ends = self._verdict(place, verdict, above)
+            taken = space.either(taken, space.both(hit, accepts))
+            if ends:
+                here = space.without(here, hit)
+                returned = space.either(returned, space.both(hit, through))
+            elif through is not True:
+                here = space.either(space.without(here, hit), space.both(hit, through))
+        return taken, space.either(here, returned)
+
+    def _verdict(
+        self, place: Place, verdict: Mapping[str, Json], above: tuple[Place, ...]
+    ) -> tuple[PacketSet, PacketSet, bool]:
+        """(accepted, come through, whether the chain ends here) for a packet with *verdict*."""
+        kind = next(iter(verdict), "")
+        if kind in ("accept", "queue"):
+            return True, False, True
+        if kind in ("drop", "reject"):
+            return False, False, True
+        if kind == "return":
+            return False, True, True
+        if kind in ("jump", "goto"):
+            accepts, through = self.chain((*place[:2], str(verdict[kind]["target"])), above)
+            return accepts, through, kind == "goto"
+        return False, True, False

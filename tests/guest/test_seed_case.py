@@ -1,0 +1,166 @@
+"""The seed's own case, whole: a CentOS-style balancer, one apply by cloud-init at the first boot, a reboot, revert.
+
+One guest for all tests of this file.  It is driven as the demo drives it, by the checks of
+``seed_case.py``; here each must hold.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from . import guest_image, layer, seed_case
+from .full_guest import FullGuest
+from .later import Later
+from .seed_case import Before, Check, Client
+from .uml import Ran
+
+# Set while conntrack runs, and no file says it: only revert can bring it back.
+TUNE = """\
+echo 8192 >/sys/module/nf_conntrack/parameters/hashsize
+sysctl -q -w net.netfilter.nf_conntrack_max=54321 net.netfilter.nf_conntrack_tcp_timeout_established=7777
+"""
+NAMES = "cut -d' ' -f1 /proc/modules | sort"
+# What the kernel and modprobe say of a module, and whoever asked for one in vain.
+KERNEL_LOG = "journalctl --boot --dmesg --output=cat; dmesg"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was seen: checks by the stage they belong to, and the host at several moments."""
+
+    checks: dict[str, list[Check]]
+    clients: tuple[Client, Client]
+    was: Before
+    changed: set[str]
+    applied: str
+    again: Ran
+    revert: Ran
+    modules: dict[str, str]
+    settings: dict[str, str]
+    kernel_log: str
+
+
+def tell() -> Told:
+    with tempfile.TemporaryDirectory(prefix="seed-case-") as name:
+        tree = Path(name) / "layer"
+        image = guest_image.image()
+        layer.make(tree, image)
+        with FullGuest(image, Path(name) / "guest", seed_case.USER_DATA.read_text(), tree) as guest:
+            guest.put(seed_case.HOLD_PATH, seed_case.HOLD)
+            return _drive(guest)
+
+
+def _drive(guest: FullGuest) -> Told:
+    checks: dict[str, list[Check]] = {}
+    modules: dict[str, str] = {}
+    settings: dict[str, str] = {}
+
+    def keep(stage: str, found: Iterable[Check]) -> None:
+        checks[stage] = list(found)
+
+    # The first boot, held before cloud-init's config stage; then a client asks all the time.
+    guest.boot()
+    guest.check(seed_case.HELD, 180)
+    guest.check(TUNE)
+    keep("before", seed_case.before(guest))
+    was = Before(guest.check(seed_case.FILES), guest.check(seed_case.RULES))
+    modules["before"], settings["before"] = guest.check(NAMES), guest.check(seed_case.SETTINGS)
+    clients = (Client(guest, 50, (4,)), Client(guest, 50, (6,)))
+    with ExitStack() as asking:
+        for client in clients:
+            asking.enter_context(client)
+        guest.check(seed_case.RELEASE)
+        guest.run(seed_case.BOOTED, 240)
+        applied = guest.check("cat /run/cloudinit-conntrack/result.json")
+        keep("after", seed_case.after(guest))
+        changed = seed_case.changed_files(was.files, guest.check(seed_case.FILES))
+        again = guest.run(f"cloudinit-conntrack apply -c {seed_case.ON_DISK}", 120)
+
+    # The second boot, looked at before anything of ours could load a module.
+    guest.power_off()
+    guest.boot()
+    guest.run(seed_case.BOOTED, 240)
+    modules["second boot"] = guest.check(NAMES)
+    kernel_log = guest.check(KERNEL_LOG)
+    keep("second boot", seed_case.after(guest))
+
+    revert = guest.run("cloudinit-conntrack revert", 120)
+    modules["reverted"], settings["reverted"] = guest.check(NAMES), guest.check(seed_case.SETTINGS)
+    keep("reverted", seed_case.reverted(guest, was))
+    return Told(checks, clients, was, changed, applied, again, revert, modules, settings, kernel_log)
+
+
+STORY = Later(tell, first=True)
+
+
+@pytest.fixture
+def told() -> Told:
+    return STORY.result()
+
+
+def assert_all(checks: list[Check], at_least: int) -> None:
+    assert len(checks) >= at_least
+    failed = [f"{check.what}:\n{check.seen}" for check in checks if not check.ok]
+    assert not failed, "\n".join(failed)
+
+
+def test_before_conntrack_is_in_use_and_modprobe_cannot_remove_it(told: Told) -> None:
+    assert_all(told.checks["before"], 10)
+    assert {"nf_conntrack", "nf_conntrack_netbios_ns", "xt_conntrack"} <= set(told.modules["before"].split())
+
+
+def test_cloud_init_applies_it_once_and_no_trace_of_conntrack_is_left(told: Told) -> None:
+    assert json.loads(told.applied)["outcome"] == "done"
+    assert_all(told.checks["after"], 15)
+
+
+def test_only_the_files_that_need_it_are_changed(told: Told) -> None:
+    assert told.changed == seed_case.CHANGED
+
+
+@pytest.mark.parametrize(("index", "family"), [(0, "IPv4"), (1, "IPv6")])
+def test_a_client_sees_no_failure_during_and_after_apply(
+    told: Told, measured: list[str], index: int, family: str
+) -> None:
+    client = told.clients[index]
+    measured.append(f"client during apply over {family}: {client.done} requests, {client.rate:.0f} a second")
+    assert_all([client.check()], 1)
+    assert client.done > 100
+
+
+def test_a_second_apply_has_nothing_to_do(told: Told) -> None:
+    assert told.again.ok and told.again.stdout.startswith("nothing to do"), told.again.output
+
+
+def test_a_reboot_holds(told: Told) -> None:
+    assert_all(told.checks["second boot"], 15)
+
+
+def test_the_module_was_never_loaded_in_the_second_boot(told: Told) -> None:
+    names = told.modules["second boot"].split()
+    assert "iptable_filter" in names and "ip6table_filter" in names
+    # nf_defrag_* come with conntrack, even when loading it fails, and nothing takes them away.
+    assert not [name for name in names if "conntrack" in name or "nf_nat" in name or "nf_defrag" in name]
+    assert {"nf_defrag_ipv4", "nf_defrag_ipv6"} <= set(told.modules["before"].split())
+    assert "Linux version" in told.kernel_log
+    assert "conntrack" not in told.kernel_log
+
+
+def test_revert_gives_back_every_byte_rule_and_module(told: Told) -> None:
+    assert told.revert.ok, told.revert.output
+    assert_all(told.checks["reverted"], 8)
+    assert told.modules["reverted"] == told.modules["before"]
+
+
+def test_revert_gives_back_module_parameters_and_sysctls(told: Told) -> None:
+    values = dict(row.split(":", 1) for row in told.settings["before"].splitlines())
+    assert values["/proc/sys/net/netfilter/nf_conntrack_max"] == "54321"
+    assert values["/sys/module/nf_conntrack/parameters/hashsize"] == "8192"
+    assert told.settings["reverted"] == told.settings["before"]
