@@ -38,14 +38,15 @@ def make_parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=words, description=words, epilog=EPILOG, allow_abbrev=False)
         _common(verb)
         if name == "rewrite":
-            verb.add_argument("--family", choices=("ipv4", "ipv6"), default="ipv4", help="the rules' family (%(default)s)")
-            verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables", help="what the input is")
-            verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="iptables-save text; '-' reads stdin")
+            verb.add_argument("--family", choices=("ipv4", "ipv6"), default="ipv4", help="of the rules (%(default)s)")
+            verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
+                              help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
+            verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
     return parser
 
 
 def _common(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("-c", "--config", metavar="FILE", help="a conntrack: section, or user-data with one; '-' is stdin")
+    verb.add_argument("-c", "--config", metavar="FILE", help="a conntrack: section or user-data; '-' is stdin")
     verb.add_argument("--root", metavar="DIR", default="/", help="work on this file tree, without a live kernel")
     verb.add_argument("--format", choices=("text", "json"), default="text", help="how to answer (%(default)s)")
     verb.add_argument("-v", "--verbose", action="store_true", help="say more")

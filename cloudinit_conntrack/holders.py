@@ -45,7 +45,7 @@ class RuleUse:
     def where(self) -> str:
         """The place as a person would look for it."""
         return f"iptables-{self.live.backend} {self.live.family}, table {self.line.table}, chain {self.line.chain}, " \
-               f"rule {self.number}"  # fmt: skip
+               f"rule {self.number}"
 
     @property
     def text(self) -> str:

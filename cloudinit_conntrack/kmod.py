@@ -74,6 +74,12 @@ _ALIASES = ("ipt_DNAT", "ipt_SNAT", "ip6t_DNAT", "ip6t_SNAT", "nf_nat_snmp", "ip
 
 CONNTRACK_NAMES: frozenset[str] = frozenset(CONNTRACK_MODULES + _ALIASES)
 
+# Modules that come with rules, and libraries of them.  Their counts can be believed; a driver's
+# cannot: it is 0 while its interfaces are up, and rmmod takes them down.
+_PACKET_FILTER = re.compile(
+    r"(x|ip|ip6)_tables|ip6?table_\w+|(xt|ipt|ip6t|nf|nft|nfnetlink)_\w+|nfnetlink|ip_(set|conntrack|nat)(_\w+)?"
+    r"|bpfilter|libcrc32c"
+)
 _FAMILY = re.compile(r"(nf|ip)_(conntrack|nat)(_\w+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -90,6 +96,11 @@ def is_conntrack_module(name: str) -> bool:
         return True
     prefix, _, rest = plain.partition("_")
     return prefix in ("ipt", "ip6t") and f"xt_{rest}" in CONNTRACK_NAMES
+
+
+def is_packet_filter_module(name: str) -> bool:
+    """Whether *name* is one of netfilter's own modules, which come and go with the rules that use them."""
+    return _PACKET_FILTER.fullmatch(normal(name)) is not None
 
 
 def parse_proc_modules(text: str) -> tuple[Module, ...]:

@@ -83,7 +83,7 @@ def put(path: str, image: FileImage | None, root: Root) -> None:
 def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
     root.sweep(action.path)
     found = root.read_image(action.path)
-    if _same(found, action.after) and (found is None or action.after is None or found.mtime_ns == action.after.mtime_ns):
+    if _same(found, action.after) and (not found or not action.after or found.mtime_ns == action.after.mtime_ns):
         return ()  # it was never done; where it could not be written, it could not be undone either
     notes: tuple[str, ...] = ()
     if found is not None and not _same(found, action.before) and not _same(found, action.after):
@@ -113,7 +113,8 @@ def _load_rules(action: LoadRules, root: Root) -> None:
 
 
 def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
-    known = _live_is(action, action.before, action.created, root) or _live_is(action, action.after, action.dropped, root)
+    known = any(_live_is(action, text, absent, root) for text, absent in (
+        (action.before, action.created), (action.after, action.dropped)))
     _load_rules(action, root)
     return () if known else (f"{action.where} were changed since; the rules from before apply are loaded again",)
 
@@ -174,16 +175,22 @@ def _load(action: LoadModule, root: Root) -> tuple[str, ...]:
 
 
 def unload_strays(before: tuple[str, ...], after: tuple[str, ...] | None, root: Root) -> None:
-    """Unload what was not there *before* apply and was there *after* it, as far as nothing uses it.
+    """Unload the netfilter modules that were not there *before* apply and were *after* it, if nothing uses them.
 
-    With *after* ``None``: whatever was not there before.  Best effort: an unused module does no harm.
+    With *after* ``None``: whatever of them was not there before.  Best effort: an unused module does no harm.
     """
     for _ in range(64):
         found = kmod.parse_proc_modules((root.read_text("/proc/modules") if root.is_host else "") or "")
         strays = [m.name for m in found if m.refcount == 0 and m.name not in before
-                  and (after is None or m.name in after)]
+                  and (after is None or m.name in after) and kmod.is_packet_filter_module(m.name)]
         if not any([modules.unload(name, root) for name in strays]):
             return
+
+
+def modules_of_tables(actions: tuple[Action, ...]) -> tuple[str, ...]:
+    """The modules of the legacy tables that *actions* made: an empty table goes with its module only."""
+    loads = [a for a in actions if isinstance(a, LoadRules) and a.backend == "legacy"]
+    return tuple(f"{'ip' if a.family == 'ipv4' else 'ip6'}table_{table}" for a in loads for table in a.created)
 
 
 # --- the rest --------------------------------------------------------------------------

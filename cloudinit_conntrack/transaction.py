@@ -118,7 +118,7 @@ def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root:
         problems.append(str(failed))
     if problems:
         raise RollbackError(f"{error}; and rolling back failed in part: {'; '.join(problems)}", "apply",
-                            "mend the cause and run 'cloudinit-conntrack revert'") from error  # fmt: skip
+                            "mend the cause and run 'cloudinit-conntrack revert'") from error
     if notes and isinstance(error, ConntrackError):
         error.remedy = "; ".join((error.remedy, *notes))
 
@@ -187,6 +187,8 @@ def revert(root: Root, progress: Progress) -> Reverted:
 
 
 def _after_undo(entry: Entry, root: Root) -> None:
-    """Unload what was loaded only because of us, while that is still known: within one boot."""
-    if entry.boot == journalfile.boot_id(root):
+    """Unload what was loaded only because of us: within one boot all of it, later the tables that we made."""
+    if entry.boot != journalfile.boot_id(root):
+        perform.unload_strays(entry.modules, perform.modules_of_tables(entry.actions), root)
+    else:
         perform.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)

@@ -32,7 +32,7 @@ def is_tracked(root: Root, family: str, protocol: str, port: int) -> bool | None
         source = _send(family, protocol, port)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL,
-                           errno.EHOSTUNREACH):  # fmt: skip
+                           errno.EHOSTUNREACH):
             return None  # refused by the rules, or no such family here: nothing was tracked, nothing was proved
         raise
     time.sleep(_WAIT)

@@ -89,4 +89,4 @@ def _insert(work: Work, chain: Entry, family: str) -> None:
         Change(chain.index, object_text(chain), (statements_text(rule),),
                "conntrack reassembled fragments before this chain saw them",
                f"{_NAMES[family]} fragments other than the first are accepted; without the first nothing comes of them")
-    )  # fmt: skip
+    )

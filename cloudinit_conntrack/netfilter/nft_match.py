@@ -22,14 +22,14 @@ PROTOCOLS = {
     "icmp": 1, "igmp": 2, "ipencap": 4, "tcp": 6, "udp": 17, "dccp": 33, "ipv6": 41, "rsvp": 46, "gre": 47, "esp": 50,
     "ah": 51, "icmpv6": 58, "ipv6-icmp": 58, "ospf": 89, "pim": 103, "comp": 108, "vrrp": 112, "sctp": 132,
     "udplite": 136,
-}  # fmt: skip
+}
 FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "cwr": 128}
 FAMILIES = {"ipv4": 2, "ipv6": 10, "ip": 2, "ip6": 10}
 ICMP6_NAMES = {
     **ICMP_NAMES["ipv6"], "mld-listener-done": 132, "mld2-listener-report": 143, "nd-router-solicit": 133,
     "nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
     "router-renumbering": 138, "ind-neighbor-solicit": 141, "ind-neighbor-advert": 142,
-}  # fmt: skip
+}
 ICMP4_NAMES = {**ICMP_NAMES["ipv4"], "info-request": 15, "info-reply": 16}
 WITH_PORTS = (6, 17, 33, 132, 136)
 LAST = {"nfproto": 255, "l4proto": 255, "flags": 255, "icmp": 255, "icmpv6": 255, "sport": 65535, "dport": 65535,
@@ -108,6 +108,27 @@ def field_ranges(tests: Iterable[Test], field: str) -> Ranges | None:
         if test.field == field:
             found = test.ranges if found is None else common(found, test.ranges)
     return found
+
+
+def narrowed(statement: Mapping[str, Json], tests: Iterable[Test]) -> Mapping[str, Json]:
+    """*statement*, where it matches a set of protocols or families, with the one that *tests* leave."""
+    body = statement.get("match")
+    field = field_of(body["left"]) if body else ""
+    if not body or field not in _NAMED or not isinstance(body["right"], dict) or "set" not in body["right"]:
+        return statement
+    left = field_ranges(tests, field)
+    if body["op"] not in ("==", "in") or left is None or len(left) != 1 or left[0][0] != left[0][1]:
+        return statement
+    number = left[0][0]
+    name = _NAMED[field].get(number, number) if _meta(body["left"]) != "protocol" else _ETHER.get(number, number)
+    return {"match": {**body, "right": name}}
+
+
+_NAMED: Mapping[str, Mapping[int, str]] = {
+    "l4proto": {**{number: name for name, number in PROTOCOLS.items()}, 58: "ipv6-icmp"},
+    "nfproto": {2: "ipv4", 10: "ipv6"},
+}
+_ETHER = {2: "ip", 10: "ip6"}
 
 
 def dependencies(value: Json) -> Iterator[Test]:
@@ -204,7 +225,7 @@ def field_of(left: Json) -> str:
     if (protocol, field) in (("icmp", "type"), ("icmpv6", "type")):
         return protocol
     return {"flags": "flags"}.get(field, "") if protocol == "tcp" else (
-        f"{protocol} {field}" if f"{protocol} {field}" in LAST else "")  # fmt: skip
+        f"{protocol} {field}" if f"{protocol} {field}" in LAST else "")
 
 
 def values_of(field: str, value: Json) -> Ranges | None:
@@ -234,7 +255,7 @@ def values_of(field: str, value: Json) -> Ranges | None:
 _NAMES: Mapping[str, Mapping[str, int]] = {
     "l4proto": PROTOCOLS, "nfproto": FAMILIES, "icmp": ICMP4_NAMES, "icmpv6": ICMP6_NAMES, "sport": SERVICES,
     "dport": SERVICES,
-}  # fmt: skip
+}
 
 
 def _number(field: str, value: Json) -> int | None:

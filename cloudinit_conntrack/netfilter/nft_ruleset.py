@@ -31,7 +31,7 @@ _TAIL = re.compile(r"[ \t\n]*\][ \t\n]*\}[ \t\n]*")
 _BLANK = re.compile(r"[ \t\n]*")
 _NEEDED = {
     "table": ("family", "name"), "chain": ("family", "table", "name"), "rule": ("family", "table", "chain"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ _TYPE_NAMES: Mapping[str, Mapping[int, str]] = {
                128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report",
                132: "mld-listener-done", 133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit",
                136: "nd-neighbor-advert", 143: "mld2-listener-report"},
-}  # fmt: skip
+}
 
 _DECIDING = ("fin", "syn", "rst", "ack")
 # The flag bytes of each part, FIN, SYN, RST and ACK alone.

@@ -94,7 +94,7 @@ INDEPENDENT_EXPRESSIONS = frozenset(
     ("payload", "exthdr", "tcp option", "ip option", "sctp chunk", "dccp option", "meta", "rt", "fib", "socket", "osf",
      "ipsec", "numgen", "jhash", "symhash", "map", "set", "elem", "range", "prefix", "concat", "tunnel",
      "|", "&", "^", "<<", ">>")
-)  # fmt: skip
+)
 STATE_BITS = {"INVALID": 1, "ESTABLISHED": 2, "RELATED": 4, "NEW": 8, "UNTRACKED": 64}
 _ALL_STATES = frozenset(STATES)
 
@@ -206,7 +206,7 @@ def states_of(match: Json, members: tuple[Json, ...] | None = None) -> frozenset
     if value is None:
         return None
     tests = {"==": lambda bit: bit & mask == value, "!=": lambda bit: bit & mask != value,
-             "in": lambda bit: bit & mask & value != 0, "!": lambda bit: bit & mask & value == 0}  # fmt: skip
+             "in": lambda bit: bit & mask & value != 0, "!": lambda bit: bit & mask & value == 0}
     return frozenset(s for s, bit in STATE_BITS.items() if tests[op](bit)) if op in tests else None
 
 

@@ -42,7 +42,7 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
         _rewrite_entry(work, entry, leave_iptables)
     for family, table in sorted(owned):
         work.notes[f"{ruleset.name}: table {family} {table} is iptables-nft's and left alone; "
-                   "rewrite it from what iptables-save prints"] = None  # fmt: skip
+                   "rewrite it from what iptables-save prints"] = None
     if work.blockers:
         return NftRewritten(ruleset, (), tuple(work.blockers), tuple(work.notes), tuple(sorted(owned)))
     _place_new(work)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import nft_stateful as stateful
 from .effects import described
-from .nft_match import Test, field_ranges, tests_of
+from .nft_match import Test, field_ranges, narrowed, tests_of
 from .nft_ruleset import Entry, Json
 from .nft_selection import FAMILIES, Kind, Selection, Statement, kinds_for, select
 from .nft_untracked import Exemption, in_family, may_meet, seen_by
@@ -42,7 +42,7 @@ class Asked:
         """Whether the rule may leave its chain other than by a final verdict."""
         if self.verdict == "vmap":
             return any(f"'{key}'" in str(self.after[-1]["vmap"]["data"]) for key in _LEAVING) or isinstance(
-                self.after[-1]["vmap"]["data"], str)  # fmt: skip
+                self.after[-1]["vmap"]["data"], str)
         return self.verdict in _LEAVING
 
 
@@ -53,7 +53,7 @@ class _CannotBeSaidError(Exception):
 def rewrite_states(work: Work, entry: Entry) -> None:
     """Replace *entry*, which asks for a state, or block it."""
     made_before = {table: (len(work.new_chains.get(table, ())), len(work.new_rules.get(table, ())))
-                   for table in (entry.table,)}  # fmt: skip
+                   for table in (entry.table,)}
     try:
         _rewrite(work, entry, _questions(work, entry))
     except _CannotBeSaidError as error:
@@ -192,7 +192,7 @@ _RETURN: Statement = {"return": None}
 def _stays(asked: Asked) -> None:
     if asked.leaves:
         raise _CannotBeSaidError("what it matches takes a chain of its own, and it leaves its chain",
-                            "put what it decides into a chain and jump there")  # fmt: skip
+                            "put what it decides into a chain and jump there")
 
 
 def _whole(
@@ -202,7 +202,7 @@ def _whole(
     before = questions[0].before if questions else ()
     acts = any("match" not in statement for statement in before)
     if not acts or len(tails) == 1:
-        return [_joined(before, tail) for tail in tails]
+        return [_joined(work, entry, before, tail) for tail in tails]
     if not tails:
         return [before]
     for asked in questions:
@@ -210,9 +210,20 @@ def _whole(
     return [(*before, {"jump": {"target": work.new_chain(entry, tails)}})]
 
 
-def _joined(before: tuple[Statement, ...], tail: tuple[Statement, ...]) -> tuple[Statement, ...]:
-    """Both, without a match in *tail* that *before* makes already."""
-    return (*before, *(s for s in tail if "match" not in s or s not in before))
+def _joined(
+    work: Work, entry: Entry, before: tuple[Statement, ...], tail: tuple[Statement, ...]
+) -> tuple[Statement, ...]:
+    """Both, without a match that stands there already.
+
+    nft refuses ``meta l4proto { tcp, udp } tcp flags ...`` ("conflicting protocols"), so a
+    set of protocols or families gives way to the one that the rule is about now.
+    """
+    tests = tests_of(work.ruleset, entry, before + tail)
+    found: list[Statement] = []
+    for statement in (*before, *tail):
+        narrow = narrowed(statement, tests)
+        found += [narrow] if "match" not in narrow or narrow not in found else []
+    return tuple(found)
 
 
 def _counts(statement: Statement) -> bool:
@@ -287,7 +298,7 @@ def settle(
     ended = frozenset(
         kind for kind in kinds
         if kind.part.state in asked.states and (kind.family or not one_family) and (kind.protocol or any_protocol)
-    )  # fmt: skip
+    )
     work.decided[entry.place] = work.decided.get(entry.place, frozenset()) | ended
 
 
@@ -315,7 +326,7 @@ def _widening(asked: Asked, chosen: Selection) -> str | None:
     told = [
         f"{described([kind.part for kind in kinds])} that belong to no connection are {verb}"
         for kinds, verb in zip((gained, missed), verbs) if kinds
-    ]  # fmt: skip
+    ]
     return "; ".join(told) or None
 
 

@@ -141,8 +141,8 @@ def _pieces(
         return (Piece("", "", chosen),)
     present = {part.group for part in parts}
     whole = {part.group for part in chosen} - {part.group for part in refused}
-    any_protocol = rule.first("-p") is None
-    if any_protocol and "other" in whole and "tcp" in present and whole | {"tcp"} >= present - _undecided(parts, chosen, refused):
+    asked = present - _undecided(parts, chosen, refused)
+    if rule.first("-p") is None and "other" in whole and "tcp" in present and whole | {"tcp"} >= asked:
         rest = tuple(p for p in chosen if p.group != "tcp")
         tcp = tuple(p for p in chosen if p.group == "tcp")
         return (*_listed(rule, family, tcp), Piece("! tcp", "", rest))

@@ -86,12 +86,13 @@ INDEPENDENT: frozenset[str] = frozenset(
     icmp icmp6 icmpv6 iface ipcomp iprange ipv4options ipv6header length length2 limit lscan mac mark mh multiport
     nfacct osf owner physdev pkttype policy psd quota quota2 rateest realm recent rpfilter rt sctp set socket srh
     standard statistic string tcp tcpmss time tos ttl u32 udp udplite unclean
-    ACCEPT ACCOUNT AUDIT CHECKSUM CHAOS CLASSIFY DELUDE DHCPMAC DNETMAP DROP DSCP ECHO ECN HL HMARK IDLETIMER IPMARK
-    LED LOG LOGMARK MARK MIRROR NFLOG NFQUEUE PROTO QUEUE RATEEST RECENT REJECT RETURN SECMARK SET STEAL SYSRQ TARPIT
-    TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG
+    ACCEPT ACCOUNT AUDIT CHECKSUM CHAOS CLASSIFY DELUDE DHCPMAC DNPT DROP DSCP ECHO ECN HL HMARK IDLETIMER IPMARK
+    LED LOG LOGMARK MARK MIRROR NFLOG NFQUEUE PROTO QUEUE RATEEST RECENT REJECT RETURN SECMARK SET SNPT STEAL SYSRQ
+    TARPIT TCPMSS TCPOPTSTRIP TEE TOS TPROXY TRACE TTL ULOG
     """.split()
 )
 
+NAT_TABLE = _row("nat", "iptable_nat nf_nat", "stands in the nat table, which is a part of conntrack", _NAT)
 NAT_TARGETS = frozenset(("SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SAME"))
 STATE_OPTIONS = ("--state", "--ctstate")
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
@@ -120,7 +121,7 @@ def dependency(rule: Rule, table: str = "") -> Dependency | None:
     if states is not None:
         return Dependency("state", MATCHES[states])
     if table == "nat" and rule.command in ("-A", "-I"):
-        return Dependency("nat", _row("nat", "iptable_nat nf_nat", "stands in the nat table, which is a part of conntrack", _NAT))
+        return Dependency("nat", NAT_TABLE)
     return None
 
 

@@ -143,7 +143,7 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
     unknown = stateful.unknown_extension(rule, work.ruleset.chains.get(line.table, {}))
     if unknown:
         work.notes[f"{work.ruleset.name}:{line.number}: unknown extension {unknown!r}: whether it needs conntrack "
-                   "cannot be told from the rule; the kernel's own evidence decides"] = None  # fmt: skip
+                   "cannot be told from the rule; the kernel's own evidence decides"] = None
     if found is None:
         _keep(work, line)
     elif rule.command not in ("-A", "-I"):
@@ -223,7 +223,8 @@ def _rewrite_nat(work: _Work, line: Line, found: stateful.Dependency) -> None:
     if work.policy.nat == "remove":
         _remove(work, line, f"it {found.extension.reason}, and rules.nat is 'remove'")
     else:
-        _block(work, line, f"it {found.extension.reason}; that cannot be done without conntrack", found.extension.remedy)
+        reason = f"it {found.extension.reason}; that cannot be done without conntrack"
+        _block(work, line, reason, found.extension.remedy)
 
 
 def _rewrite_states(work: _Work, line: Line) -> None:
@@ -363,7 +364,8 @@ def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str
 def _drop_nat_table(work: _Work) -> None:
     """Drop a nat table without rules: restoring even an empty one loads nf_nat and nf_conntrack."""
     left = [x for x in work.lines if x.table == "nat"]
-    if not left or not work.policy.drop_empty_nat or any(x.kind == "rule" and x.rule.command in ("-A", "-I") for x in left):
+    rules = any(x.kind == "rule" and x.rule.command in ("-A", "-I") for x in left)
+    if not left or rules or not work.policy.drop_empty_nat:
         return
     work.lines = [x for x in work.lines if x.table != "nat"]
     work.changes.append(

@@ -154,7 +154,7 @@ def open_condition(rule: Rule, family: str) -> tuple[str, ...]:
     other = [o for o in rule.options if o.name not in _MODELLED or (o.name in ("--set", "--name") and _recent(rule))]
     texts = [("! " if o.negated else "") + " ".join((o.name, *o.args)) for o in other]
     texts += [f"-m {o.value}" for o in rule.all("-m") if o.value not in _PLAIN_MATCHES]
-    texts += [f"{o.name} {o.value}" for o in rule.all("-s", "-d") if any(not _is_address(t) for t in o.value.split(","))]
+    texts += [f"{o.name} {o.value}" for o in rule.all("-s", "-d") if not all(map(_is_address, o.value.split(",")))]
     texts += [f"{o.name} {o.value}" for o in rule.all("--icmp-type", "--icmpv6-type") if _narrow(o, rule, family)]
     texts += [f"{o.name} {o.value}" for o in rule.all("--dport", "--sport", "--dports", "--sports") if not _ranges(o)]
     return (" ".join(sorted(texts)),) if texts else ()

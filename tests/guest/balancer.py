@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .seed_case import SETTINGS, without_counters
+from .seed_case import SETTINGS, is_stateful, without_counters
 from .uml import QuickResult, Ran, run_quick
 
 RULES = """\
@@ -142,6 +142,11 @@ class Seen:
                 todo += needs[name]
         return tuple(sorted(names))
 
+    @property
+    def stateful(self) -> tuple[str, ...]:
+        """The rules that ask for a connection's state."""
+        return tuple(row for row in self.rules if is_stateful(row))
+
     def without(self, path: str) -> tuple[str, ...]:
         """*files* but for *path*, or what is under it."""
         return tuple(line for line in self.files if path not in line)
@@ -194,6 +199,6 @@ def assert_same(now: Seen, before: Seen) -> None:
 def assert_unloaded(now: Seen) -> None:
     """No conntrack module, no stateful rule, and a firewall."""
     assert now.conntrack == ()
-    assert not any("state" in row or "conntrack" in row for row in now.rules), now.rules
+    assert not now.stateful
     for last in ("icmp-host-prohibited", "icmp6-adm-prohibited"):
         assert f"-A INPUT -j REJECT --reject-with {last}" in now.rules, now.rules

@@ -142,6 +142,11 @@ def without_counters(rules: str) -> list[str]:
     return [line.split(" [")[0] for line in rules.splitlines() if not line.startswith("#")]
 
 
+def is_stateful(rule: str) -> bool:
+    """Whether a rule of the seed's kind asks for a connection's state."""
+    return " -m state " in rule or " -m conntrack " in rule
+
+
 def headline(ran: Ran) -> str:
     """What a command of ours says first; all it says when it failed."""
     return ran.stdout.split("\n")[0] if ran.ok else ran.output
@@ -168,7 +173,7 @@ def filtering(guest: FullGuest) -> Iterator[Check]:
 
 def before(guest: FullGuest) -> Iterator[Check]:
     """The host as CentOS has it: stateful, tracked, the module in use."""
-    stateful = [line for line in guest.check(RULES).splitlines() if "-m state" in line]
+    stateful = [line for line in guest.check(RULES).splitlines() if is_stateful(line)]
     yield Check("rules are stateful", len(stateful) == 6, f"{len(stateful)} with -m state, e.g. {stateful[:1]}")
     yield from serving(guest)
     yield from filtering(guest)
@@ -188,7 +193,7 @@ def after(guest: FullGuest) -> Iterator[Check]:
     yield Check("no unit failed", not failed.strip(), failed or "none")
     yield from gone(guest)
     rules = [line for line in guest.check(RULES).splitlines() if line.startswith("-A")]
-    stateful = [line for line in rules if "state" in line or "conntrack" in line]
+    stateful = [line for line in rules if is_stateful(line)]
     seen = "\n".join(stateful) or f"{len(rules)} rules, none stateful"
     yield Check("rules are stateless", bool(rules) and not stateful, seen)
     for kind in ("icmp-host-prohibited", "icmp6-adm-prohibited"):

@@ -115,6 +115,6 @@ def test_a_locked_kernel_blocks(story: Story) -> None:
 def test_on_a_locked_kernel_fallback_settles_for_stateless(story: Story) -> None:
     assert story.answer("settled", 0)["mode"] == "stateless"
     now = story.seen("settled")
-    assert not any("state" in row for row in now.rules)
+    assert not now.stateful
     assert now.conntrack == story.seen("start").conntrack
     assert story.answer("settled-verify", 0)["outcome"] == "verified"

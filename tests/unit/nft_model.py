@@ -151,14 +151,14 @@ class _Walk:
             items = right["set"] if isinstance(right["set"], list) else [right["set"]]
             inside = any(_equals(value, item, names) for item in items)
             assert op in ("==", "in", "!="), op
-            return inside == (op != "!=")
+            return bool(inside == (op != "!="))
         if op in ("in", "!") and names in (FLAGS, STATES):
-            return bool(int(value) & _number(right, names)) == (op == "in")
+            return bool(bool(int(value) & _number(right, names)) == (op == "in"))
         if op in ("<", ">", "<=", ">="):
             number = _number(right, names)
             return bool({"<": value < number, ">": value > number, "<=": value <= number, ">=": value >= number}[op])
         assert op in ("==", "!=", "in"), op
-        return _equals(value, right, names) == (op != "!=")
+        return bool(_equals(value, right, names) == (op != "!="))
 
     def field(self, left: Json) -> tuple[Any, Mapping[str, int]]:
         """The packet's value of an expression, and the names that its values have."""

@@ -16,7 +16,7 @@ from cloudinit_conntrack.netfilter.ruleset import Option, Rule, format_ruleset
 from cloudinit_conntrack.netfilter.stateful import dependency
 from cloudinit_conntrack.netfilter.stateless import make_stateless
 
-SETTINGS = settings(max_examples=300, deadline=None)
+SETTINGS = settings(max_examples=200, deadline=None)
 
 
 def option(rule: Rule, name: str) -> Option:
@@ -260,7 +260,7 @@ WRITTEN = r"""
     -A INPUT -m comment --comment "ab c" -j DROP
 -A "INPUT" -j DROP
     -A INPUT -j DROP
--A<tab>INPUT <tab> -j  DROP  
+-A<tab>INPUT <tab> -j  DROP<tab>
     -A INPUT -j DROP
 -A INPUT ! -p tcp -j DROP
     -A INPUT ! -p tcp -j DROP

@@ -180,7 +180,7 @@ def test_what_no_state_is_left_for_never_matches() -> None:
 
 # --- whole rule-sets -------------------------------------------------------------------
 
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 POSITIVE = (
     "-p tcp",
     "-p tcp --dport 22",

@@ -81,7 +81,7 @@ def test_a_file_made_for_nft_f() -> None:
         ('{"nftables": [{"table": null}]}', "object 1: table is no object"),
         ('{"nftables": [{"table": {"family": "ip"}}]}', "object 1: table has no name"),
         ('{"nftables": [{"rule": {"family": "ip", "table": "t"}}]}', "object 1: rule has no chain"),
-        ('{"nftables": [{"chain": {"family": "ip", "table": "t", "name": "c", "hook": "x", "prio": "x"}}]}', "base chain"),
+        ('{"nftables": [{"chain": {"family": "ip", "table": "t", "name": "c", "hook": "x", "prio": ""}}]}', "base"),
         ('{"nftables": [RULE5}}]}', "expr is no array"),
         ('{"nftables": [RULE[5]}}]}', "no object with one key"),
         ('{"nftables": [RULE[{"match": {"op": "=="}}]}}]}',

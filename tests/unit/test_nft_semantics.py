@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netfilter_packets import Packet, is_default_reply, stray_states, universe, usual_states
+from nft_kernel import load
 from nft_model import Firewall
 
 from cloudinit_conntrack.netfilter.nft_ruleset import format_nft, parse_nft
@@ -151,14 +152,14 @@ USER_CHAINS = {"u1": [[match("tcp dport", 22), ACCEPT], [DROP]], "u2": [[match("
 @pytest.mark.parametrize("verdict", VERDICTS, ids=lambda v: next(iter(v[0])))
 def test_every_combination_of_states_and_protocols(family: str, verdict: list[Json]) -> None:
     judged = 0
-    for states, protocol in itertools.product(SUBSETS[::2], PROTOCOLS):
+    for states, protocol in itertools.product(SUBSETS[len(family) % 2 :: 2], PROTOCOLS):
         if ("icmpv6" in str(protocol) and family == "ip") or ("'ip'" in str(protocol) and family == "ip6"):
             continue
         rule = [*protocol, state(*states), *verdict]
-        for policy in ("drop", "accept"):
-            done = judge(ruleset({"input": [rule], **USER_CHAINS}, policy, family), ("INPUT",))
-            judged += not done.blockers
-    assert judged > 100
+        policy = "drop" if len(states) % 2 else "accept"
+        done = judge(ruleset({"input": [rule], **USER_CHAINS}, policy, family), ("INPUT",))
+        judged += not done.blockers
+    assert judged > 90
 
 
 @pytest.mark.parametrize("operator", ["==", "!=", "set", "!= set", "!", "& ==", "& !=", "number", "vmap"])
@@ -211,7 +212,7 @@ def rules(draw: st.DrawFn, chains: tuple[str, ...]) -> list[Json]:
         arms = [[name, draw(st.sampled_from(verdicts))] for name in names]
         return [*condition, {"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": arms}}}]
     asked = [] if kind == 1 else [match("ct state", names, draw(st.sampled_from(("in", "!"))))]
-    beside = draw(st.sampled_from(([], [], [{"limit": {"rate": 5, "per": "minute"}}], [{"counter": None}],
+    beside: list[Json] = draw(st.sampled_from(([], [], [{"limit": {"rate": 5, "per": "minute"}}], [{"counter": None}],
                                    [{"log": {"prefix": "beside "}}])))  # fmt: skip
     if draw(st.booleans()):
         return [*condition, *asked, *beside, *target]
@@ -240,3 +241,14 @@ def test_any_ruleset(text: str) -> None:
 @given(rulesets("inet", raw=True))
 def test_any_ruleset_with_exemptions(text: str) -> None:
     judge(text)
+
+
+@settings(SETTINGS, max_examples=60, phases=(Phase.generate,))
+@given(st.lists(rulesets("inet", raw=True), min_size=4, max_size=4))
+def test_the_real_nft_takes_what_we_make_of_any_ruleset(texts: list[str]) -> None:
+    done = [make_stateless_nft(parse_nft(text)) for text in texts]
+    after = [format_nft(one.ruleset) for one in done]
+    for text, loaded in zip((*texts, *after), load((*texts, *after))):
+        assert (loaded.code, loaded.error) == (0, ""), text
+        again = make_stateless_nft(parse_nft(loaded.json))
+        assert text in texts or again.blockers or not again.changes, loaded.text

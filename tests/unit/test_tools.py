@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
     "words",
     [
         ["ruff", "check", "--no-cache", "."],
-        ["ruff", "format", "--no-cache", "--check", "--diff", "."],
-        ["mypy", "--no-error-summary"],
+        ["mypy"],
+        # pytest's own sources are newer than Python 3.9
+        ["mypy", "--python-version", "3.11", "tests/unit"],
+        ["mypy", "--python-version", "3.11", "tests/netns"],
+        ["mypy", "--python-version", "3.11", "tests/guest"],
     ],
     ids=" ".join,
 )
