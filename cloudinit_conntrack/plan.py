@@ -18,6 +18,7 @@ from .netfilter import notrack
 from .netfilter.iptables import parse_ruleset
 from .netfilter.replies import UdpFlow
 from .netfilter.ruleset import RuleSet, format_ruleset
+from .netfilter.stated import stated
 from .netfilter.stateless import Policy, Rewritten, make_stateless
 from .netfilter.tables import split_tables
 from .shellvars import clean_modules_line
@@ -188,10 +189,12 @@ def _plan_live(draft: _Draft, live: LiveRules) -> None:
     where = f"live iptables-{live.backend} {live.family}"
     before = parse_ruleset(live.text, live.family, where)
     outcome = _change(draft, before, live.backend)
-    _report(draft, outcome, where, f"{live.backend}:{live.family}", before)
+    key = f"{live.backend}:{live.family}"
+    _report(draft, outcome, where, key, before)
     if outcome.ruleset is before or outcome.blockers:
         return
     _guard(draft, before, outcome.ruleset, where)
+    _state_difference(draft, before, outcome, where, key)
     old, new, dropped, created = split_tables(before, outcome.ruleset)
     reason = _summary(outcome, draft.desired.mode)
     draft.rules.append(LoadRules(live.backend, live.family, old, new, reason, dropped, created))
@@ -207,6 +210,7 @@ def _plan_saved(draft: _Draft, saved: SavedFile) -> None:
     if outcome.ruleset is before or outcome.blockers:
         return
     _guard(draft, before, outcome.ruleset, saved.path)
+    _state_difference(draft, before, outcome, saved.path, saved.path)
     content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
     reason = _summary(outcome, draft.desired.mode)
     draft.files.append(WriteFile(saved.path, saved.image, _written(saved.image, content), reason))
@@ -239,12 +243,32 @@ def _report(draft: _Draft, outcome: Rewritten, where: str, key: str, before: Rul
         place = f"{where}: {_place(before, blocker.line)}"
         draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule.strip()}: {blocker.reason}",
                                    blocker.remedy))
-    for number, change in enumerate(outcome.changes):
-        if change.widens:
-            place = f"{where}: {_place(before, change.line)}" if change.line else where
-            draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
     for number, note in enumerate(outcome.notes, 1):
         draft.findings.append(Item(f"note:{key}:{number}", where, note))
+
+
+def _state_difference(draft: _Draft, before: RuleSet, outcome: Rewritten, where: str, key: str) -> None:
+    """Say which packets are let through otherwise than before, computed from the two rule-sets.
+
+    A handshake that the rewrite newly let in would be our defect: it blocks.  The bypass
+    opens what the configuration names, and says so.
+    """
+    difference, why_not = stated(before, outcome.ruleset)
+    if difference is None:
+        draft.findings.append(Item(f"difference:{key}", where, why_not))
+        for number, change in enumerate(outcome.changes):
+            if change.widens:
+                place = f"{where}: {_place(before, change.line)}" if change.line else where
+                draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
+        return
+    for number, told in enumerate(difference.widened, 1):
+        draft.widenings.append(Item(f"widening:{key}:{number}", where, str(told)))
+    for number, told in enumerate(difference.narrowed, 1):
+        draft.findings.append(Item(f"narrowing:{key}:{number}", where, f"no longer accepted: {told}"))
+    if draft.desired.mode != "notrack":
+        for told in difference.handshakes[:3]:
+            draft.blockers.append(Item(f"handshake:{key}", where, f"the new rules would let in {told}",
+                                       "this is our defect: report it with the rule-set"))
 
 
 def _place(ruleset: RuleSet, number: int) -> str:

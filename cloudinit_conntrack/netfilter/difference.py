@@ -256,7 +256,7 @@ def _words(universe: Universe, box: Box, hook: str) -> str:
     if not words[0]:
         return ""  # only values that no packet has, such as a 65th set of TCP flags
     space = universe.space
-    for dimension, text in ((SPORT, "from port"), (DPORT, "to port")):
+    for dimension, text in ((SPORT, "from"), (DPORT, "to")):
         if dimension in box and box[dimension] != space.full(dimension):
             words.append(f"{text} {_ports(universe, box[dimension])}")
     for dimension, text in ((SOURCE, "from"), (DESTINATION, "to")):
@@ -344,7 +344,8 @@ def _either_way(full: int, mask: int) -> tuple[str, int]:
 
 
 def _ports(universe: Universe, mask: int) -> str:
-    word, mask = _either_way(universe.space.full(DPORT), mask)
+    but, mask = _either_way(universe.space.full(DPORT), mask)
+    word = "any port but " if but else "port "
     spans = [(universe.ports[first], universe.ports[end] - 1) for first, end in _runs(mask)]
     return word + ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 

@@ -50,7 +50,9 @@ def elsewhere() -> Story:
 def test_a_rule_in_another_namespace_blocks_and_is_named(elsewhere: Story) -> None:
     blockers = {b["where"]: b for b in elsewhere.answer("blocked", 3)["blockers"]}
     pid = elsewhere.result.stdout.split()[-1]
-    named = blockers.pop("network namespace of /run/netns/blue: iptables-legacy ipv4, table filter, chain INPUT, rule 2")
+    named = blockers.pop(
+        "network namespace of /run/netns/blue: iptables-legacy ipv4, table filter, chain INPUT, rule 2"
+    )
     unnamed = blockers.pop(
         f"network namespace of pid {pid} (sleep): iptables-legacy ipv6, table raw, chain OUTPUT, rule 1"
     )

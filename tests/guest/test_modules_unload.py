@@ -45,6 +45,10 @@ WAYS = {
     "conntrack-list": "conntrack -L",
 }
 
+TRIED = "\n".join(
+    f"step way-{name} timeout 20 {way}; step after-{name} cat /proc/modules" for name, way in WAYS.items()
+)
+
 SCRIPT = f"""
 cp /etc/sysconfig/iptables /root/stateful
 load
@@ -63,7 +67,7 @@ look blocked
 step apply cc apply -c $DESIRED
 look unloaded
 step dry-run modprobe -n -v nf_conntrack
-{"".join(f"step way-{name} timeout 20 {command}; step after-{name} cat /proc/modules{chr(10)}" for name, command in WAYS.items())}
+{TRIED}
 look still
 step verify cc verify
 step revert cc revert

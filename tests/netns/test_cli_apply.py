@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from . import applying, conversations, usage
-from .applying import SAVED, STATEFUL, Machine, failures_during, without_made_tables
+from .applying import SAVED, STATEFUL, Machine, failures_during, sent_again, without_made_tables
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
 
@@ -228,21 +228,28 @@ def test_clients_notice_neither_apply_nor_revert(balancer: tuple[Topology, Machi
         await asyncio.to_thread(machine.run, 0, "apply", "-c", config)
         left = _clients(net)
         await asyncio.sleep(AFTERWARDS)
+        lost.append(sent_again(net) - start)
         assert _clients(net) <= left, "conntrack still tracks"
         assert mode == "stateless" or not left
         _is_as_the_mode_says(machine, mode)
         await asyncio.to_thread(machine.run, 0, "revert")
         await asyncio.sleep(AFTERWARDS)
         assert all(net.host.tracked("dport=80", family) for family in FAMILIES), "conntrack is back at work"
+        lost.append(sent_again(net) - start - lost[0])
 
+    lost: list[int] = []
+    start = sent_again(net)
     made, failures = failures_during(net, acts)
     assert not failures
+    # A FIN that is the first packet conntrack sees of a connection is INVALID to it, so going back may cost a
+    # closing connection a packet, which its next ACK makes up for (measured: one in 700 connections).
+    assert lost[0] == 0 and lost[1] <= 3, lost
     assert made > 2 * 25 * 2 * AFTERWARDS, "the clients did not keep their pace"
     assert without_made_tables(machine.rules(), rules) == rules
 
 
-def test_a_short_gap_is_noticed_by_the_clients(balancer: tuple[Topology, Machine]) -> None:
-    """What the test above would miss otherwise: for a fifth of a second nobody is let in."""
+def test_a_short_gap_is_noticed(balancer: tuple[Topology, Machine]) -> None:
+    """What the test above would show otherwise: for a fifth of a second nobody is let in."""
     net, machine = balancer
 
     async def acts() -> None:
@@ -252,9 +259,11 @@ def test_a_short_gap_is_noticed_by_the_clients(balancer: tuple[Topology, Machine
         await asyncio.sleep(0.2)
         for family in FAMILIES:
             machine.hand(family, "-D", "INPUT", "1")
+        await asyncio.sleep(0.5)
 
-    _, failures = failures_during(net, acts)
-    assert any("sent again" in failure for failure in failures)
+    start = sent_again(net)
+    failures_during(net, acts)
+    assert sent_again(net) - start > 3
 
 
 def _clients(net: Topology) -> set[tuple[str, str]]:
