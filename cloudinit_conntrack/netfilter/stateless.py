@@ -273,7 +273,7 @@ def _around(
         return ()
     if rule.target == "ACCEPT" and states <= {"ESTABLISHED", "RELATED"}:
         return ()
-    if rule.target != "ACCEPT" and all(part.state == "INVALID" for part in chosen.matched):
+    if rule.target in ("DROP", "REJECT", "RETURN") and all(part.state == "INVALID" for part in chosen.matched):
         return ()  # segments that no connection needs
     return tuple(e for e in _exemptions(work, line) if may_meet(rule, parse_rule(e.rule), work.ruleset.family))
 

@@ -154,7 +154,7 @@ def test_rewrite_is_a_filter(tmp_path: Path, config: Path) -> None:
     for words, stdin in (((), STATEFUL), (("-",), STATEFUL), ((file,), ""), (("-c", config, file), "")):
         done = call("rewrite", *words, stdin=stdin.encode())
         assert (done.code, done.out.decode()) == (0, STATELESS)
-        assert b":5: widens: TCP segments with ACK or RST set that belong to no connection" in done.err
+        assert b"accepted now and not before: INPUT: TCP segments with ACK or RST set to any port but 22" in done.err
     assert call("rewrite", stdin=STATELESS.encode()) == Done(0, STATELESS.encode(), b"")
     assert call("rewrite") == Done(0, b"", b"")
     assert file.read_text() == STATEFUL
@@ -178,6 +178,8 @@ def test_rewrite_json() -> None:
             }
         ],
         "blockers": [],
+        "widened": ["INPUT: TCP segments with ACK or RST set to any port but 22 from anywhere"],
+        "narrowed": [],
     }
 
 
@@ -260,7 +262,7 @@ def test_every_verb_on_an_image(image: FakeHost, config: Path) -> None:
     ]
     for kind in ("actions", "blockers", "widenings", "findings"):
         assert all(item["id"] and item["reason"] and item["where"] for item in plan.json[kind])
-    assert [w["id"] for w in plan.json["widenings"]] == ["widening:/etc/sysconfig/iptables:5"]
+    assert [w["id"] for w in plan.json["widenings"]] == ["widening:/etc/sysconfig/iptables:1"]
     assert [f["id"] for f in plan.json["findings"]] == ["helper:/etc/sysconfig/iptables-config"]
     drift = call("verify", *tree, "-c", config, "--format", "json")
     assert (drift.code, drift.json["outcome"]) == (4, "drift")
@@ -304,8 +306,8 @@ actions, in this order
       no rule, service or program loads conntrack again
 
 accepted now and not before
-  /etc/sysconfig/iptables: table filter, chain INPUT, rule 1
-      TCP segments with ACK or RST set that belong to no connection are accepted
+  /etc/sysconfig/iptables
+      INPUT: TCP segments with ACK or RST set to any port but 22 from anywhere
 
 good to know
   /etc/sysconfig/iptables-config
