@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help prepare demo test check netns cloudinit guest clean
+.PHONY: help prepare demo test check netns cloudinit guest bench clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ cloudinit: prepare ## the four real versions of cloud-init
 
 guest: prepare ## real modules in a user-mode Linux guest
 	$(PYTEST) tests/guest
+
+bench: prepare ## the rewrite beside the kernel's own loader: seconds and memory
+	.venv/bin/python -m bench.rewrite
 
 clean: ## remove what was built
 	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

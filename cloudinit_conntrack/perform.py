@@ -6,6 +6,7 @@ Success is what the host shows afterwards, not what a command answered.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Callable
 
 from . import kmod
@@ -113,9 +114,9 @@ def _load_rules(action: LoadRules, root: Root) -> None:
 
 
 def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
-    known = any(_live_is(action, text, absent, root) for text, absent in (
-        (action.before, action.created), (action.after, action.dropped)))
-    _load_rules(action, root)
+    untouched = _live_is(action, action.after, action.dropped, root)  # loading it may be what failed
+    known = untouched or _live_is(action, action.before, action.created, root)
+    _load_rules(replace(action, after="") if untouched else action, root)
     return () if known else (f"{action.where} were changed since; the rules from before apply are loaded again",)
 
 

@@ -33,7 +33,7 @@ def observe_kernel(root: Root = HOST, extra: Iterable[str] = ()) -> Kernel:
     return Kernel(
         release=release,
         modular=listed is not None,
-        locked=_line(root, "/proc/sys/kernel/modules_disabled") == "1",
+        locked=_locked(root),
         conntrack=_conntrack(root, release, modules),
         proc_file=any(root.exists(f"/proc/net/{name}") for name in ROOTS),
         modules=modules,
@@ -42,7 +42,7 @@ def observe_kernel(root: Root = HOST, extra: Iterable[str] = ()) -> Kernel:
         forced_unload=_forced_unload(root, release),
         local_ports=_local_ports(root),
         sysctls=_sysctls(root),
-        socket_match=_obtainable(root, release, "xt_socket"),
+        socket_match=_socket_match(root, release),
     )
 
 
@@ -53,7 +53,7 @@ def available(root: Root, name: str) -> bool:
     question does no harm, and the answer is yes.
     """
     listed = root.read_text("/proc/modules")
-    if listed is None or _line(root, "/proc/sys/kernel/modules_disabled") == "1":
+    if listed is None or _locked(root):
         return True
     if any(m.name == name for m in parse_proc_modules(listed)):
         return True
@@ -90,6 +90,22 @@ def _with_parameters(root: Root, module: Module) -> Module:
     found = ((name, _line(root, f"{place}/{name}")) for name in root.listdir(place))
     given = tuple((name, value) for name, value in found if value and value != "(null)")
     return Module(module.name, module.refcount, module.holders, given)
+
+
+def _socket_match(root: Root, release: str) -> bool:
+    """Whether a rule with ``-m socket`` can be loaded into a mangle table, for reassembly.
+
+    Where nothing can be loaded any more, the match and the tables must be there already.
+    """
+    if _locked(root):
+        there = [m.name for m in parse_proc_modules(root.read_text("/proc/modules") or "")]
+        needed = ("xt_socket", "iptable_mangle", "ip6table_mangle")
+        return all(name in there or builtin(root, release, name) for name in needed)
+    return _obtainable(root, release, "xt_socket")
+
+
+def _locked(root: Root) -> bool:
+    return _line(root, "/proc/sys/kernel/modules_disabled") == "1"
 
 
 def _obtainable(root: Root, release: str, name: str) -> bool:

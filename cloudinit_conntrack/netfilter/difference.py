@@ -86,6 +86,7 @@ def told(universe: Universe, sets: Iterable[tuple[str, PacketSet, PacketSet]]) -
     for hook, old, new in sets:
         if old is new:
             continue
+        old, new = _at_hook(universe, old, hook), _at_hook(universe, new, hook)
         more = space.any_of(space.both(space.without(new, old), _stray(universe)), STATE)
         running = _running(universe)
         less = space.any_of(space.both(space.without(old, new), running), STATE)
@@ -93,6 +94,15 @@ def told(universe: Universe, sets: Iterable[tuple[str, PacketSet, PacketSet]]) -
         opening = space.both(more, _handshake(universe))
         found.append((_told(universe, hook, more), _lost(universe, hook, less, kept), _told(universe, hook, opening)))
     return Difference(*(tuple(text for one in found for text in one[kind]) for kind in range(3)))
+
+
+def _at_hook(universe: Universe, found: PacketSet, hook: str) -> PacketSet:
+    """*found* without the interface that packets do not have at *hook*."""
+    absent = {"INPUT": OUT, "OUTPUT": IN}.get(hook)
+    if absent is None:
+        return found
+    nameless = universe.space.box({absent: 1 << len(universe.interfaces)})
+    return universe.space.any_of(universe.space.both(found, nameless), absent)
 
 
 def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:
@@ -104,21 +114,14 @@ def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:
     found: PacketSet = True
     for table, chain in PATHS[hook]:
         found = space.both(found, _Walk(universe, ruleset, table).builtin(chain))
-    exempt = _exempt(universe, ruleset, PATHS[hook][0][1])
+    raw = _Walk(universe, ruleset, "raw")
+    raw.builtin(PATHS[hook][0][1])
+    exempt = raw.exempt.get(PATHS[hook][0][1], False)
     if exempt is False:
         return found
     untracked = space.box({STATE: universe.state_mask("UNTRACKED")})
     whatever = space.any_of(space.both(found, untracked), STATE)
     return space.either(space.without(found, exempt), space.both(whatever, exempt))
-
-
-def _exempt(universe: Universe, ruleset: RuleSet, chain: str) -> PacketSet:
-    """What the NOTRACK rules of a raw chain match; rules before them are taken to let it through."""
-    found: PacketSet = False
-    for line in ruleset.appended.get(("raw", chain), ()):
-        if is_notrack(line.rule):
-            found = universe.space.either(found, matched(universe, line.rule))
-    return found
 
 
 def _handshake(universe: Universe) -> PacketSet:
@@ -136,6 +139,7 @@ class _Walk:
 
     def __post_init__(self) -> None:
         self._known: dict[str, tuple[PacketSet, PacketSet]] = {}
+        self.exempt: dict[str, PacketSet] = {}  # chain -> what of its packets goes untracked
 
     def builtin(self, chain: str) -> PacketSet:
         """What a built-in chain accepts, its policy included."""
@@ -158,15 +162,19 @@ class _Walk:
         here: PacketSet = True
         taken: PacketSet = False
         returned: PacketSet = False
+        exempt: PacketSet = False
         for line in self.ruleset.appended.get((self.table, name), ()):
             hit = space.both(here, matched(self.universe, line.rule))
             accepts, through, ends = self._target(line.rule, above)
             taken = space.either(taken, space.both(hit, accepts))
+            spared: PacketSet = is_notrack(line.rule) or self.exempt.get(line.rule.target, False)
+            exempt = space.either(exempt, space.both(hit, spared))
             if ends:
                 here = space.without(here, hit)
                 returned = space.either(returned, space.both(hit, through))
             elif through is not True:
                 here = space.either(space.without(here, hit), space.both(hit, through))
+        self.exempt[name] = exempt
         return taken, space.either(here, returned)
 
     def _target(self, rule: Rule, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet, bool]:
@@ -304,7 +312,8 @@ def _tcp_kinds(detail: int) -> Iterator[str]:
     yield from (part.meaning for part in whole)
     partly = flags - {f for part in TCP if part.flags <= flags for f in part.flags}
     if partly:
-        yield f"TCP segments with flags {', '.join(_flag_text(f) for f in sorted(partly)[:8])}"
+        more = f", and {len(partly) - 8} more" if len(partly) > 8 else ""
+        yield f"TCP segments with flags {', '.join(_flag_text(f) for f in sorted(partly)[:8])}{more}"
 
 
 def _flag_text(flags: int) -> str:
@@ -320,8 +329,9 @@ def _icmp_kinds(universe: Universe, detail: int) -> Iterator[str]:
     yield from (part.meaning for part in listed)
     other = detail & ~sum(1 << part.icmp_type for part in icmp_parts(universe.family)[:-1])
     if other:
-        numbers = [str(n) for n in range(256) if other >> n & 1]
-        yield f"ICMP messages of type {', '.join(numbers)}" if len(numbers) < 6 else "ICMP messages of other types"
+        rest = universe.space.full(DETAIL) & ~sum(1 << part.icmp_type for part in icmp_parts(universe.family)[:-1])
+        spans = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in _runs(other)]
+        yield "ICMP messages of other types" if other == rest else f"ICMP messages of type {', '.join(spans)}"
 
 
 def _runs(mask: int) -> Iterator[tuple[int, int]]:

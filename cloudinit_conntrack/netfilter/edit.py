@@ -54,6 +54,8 @@ def rebuilt(rule: Rule, protocol: str = "", matches: str = "", counters: str = "
 
 def _superseded(rule: Rule, matches: str) -> list[Option]:
     """The options of *rule* that *matches* says more narrowly."""
+    if not matches:
+        return []
     names = {word for word in matches.split() if word in _NARROWED}
     return [o for o in rule.options if o.name in names or (o.name == "--syn" and "--tcp-flags" in names)]
 
@@ -85,12 +87,11 @@ def _edited(text: str, cut: Iterable[Option], inserted: Iterable[tuple[int, str]
     pieces: list[str] = []
     at = 0
     for start, _, end, words in sorted(edits, key=lambda edit: edit[:2]):
-        pieces.append(text[at:start].rstrip(" \t") if start > at or words else "")
-        if words:
-            pieces.append(words)
+        pieces.append(text[at:start].strip(" \t"))
+        pieces.append(words.strip(" \t"))
         at = max(at, end)
-    pieces.append(text[at:])
-    return " ".join(piece.strip(" \t") for piece in pieces if piece.strip(" \t"))
+    pieces.append(text[at:].strip(" \t"))
+    return " ".join(filter(None, pieces))
 
 
 def _with_counters(text: str, counters: str) -> str:

@@ -29,10 +29,11 @@ def needs_reassembly(after: RuleSet) -> bool:
     Asked only where a state match kept conntrack at work, and so packets whole.  IPv6: any
     such rule; IPv4: one that forwarded packets meet.
     """
+    forwarded = {table: after.reached(table, "FORWARD") for table in after.chains}
     return any(
         any(option.name in _LOOKING_INSIDE for option in line.rule.options)
         for line in after.rules()
-        if after.family == "ipv6" or "FORWARD" in after.hooks.get((line.table, line.chain), ())
+        if after.family == "ipv6" or line.chain in forwarded[line.table]
     )
 
 

@@ -8,6 +8,7 @@ program lets damage pass (an open quote, text outside a table), we refuse it.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
@@ -39,7 +40,13 @@ FREE_TEXT = frozenset(
      "--hashlimit-name")
 )
 COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
+PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])(?:[ \t]+|$)")
 OPTION = re.compile(r"--?[A-Za-z]|-[46]$")
+WORD = re.compile("[^ \t]+")
+# One option of a rule without quotes: its ``!``, its word, and every word up to the next option or ``!``.
+PLAIN_OPTION = re.compile(
+    r"(?:(!)[ \t]+)?([^ \t]+)((?:[ \t]+(?!--?[A-Za-z]|-[46](?:[ \t]|$)|!(?:[ \t]|$))[^ \t]+)*)"
+)
 
 
 class Word(NamedTuple):
@@ -146,16 +153,26 @@ START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?
 def _command(text: str, number: int, table: str, where: str) -> Line:
     if '"' in text and open_quote(text):
         raise RulesSyntaxError('an open quote (")', where, 'expected a closing " before the end of the line')
-    found = START.match(text)
-    if found and found.group(1) in COMMANDS:
-        command, chain = COMMANDS[found.group(1)], (found.group(2) or "").strip('"')
-    else:
-        command, chain = _odd_command(text, where)
+    command, chain = start_of(text) or _odd_command(text, where)
     if (not chain or chain[0] in "-!") and command in ("-A", "-I", "-D", "-R", "-N", "-P", "-E"):
         raise RulesSyntaxError(f"{command} names no chain", where, f"expected '{command} CHAIN ...'")
     if command == "-P" and len(parse_rule(text).options[0].args) < 2:
         raise RulesSyntaxError("-P names no policy", where, "expected '-P CHAIN ACCEPT' or '-P CHAIN DROP'")
     return Line(number, text, "rule", table, chain)
+
+
+def start_of(text: str) -> tuple[str, str] | None:
+    """Command and chain of *text*; ``None`` where only the parsed rule tells them."""
+    found = START.match(text)
+    if found is None or found.group(1) not in COMMANDS:
+        return None
+    return COMMANDS[found.group(1)], (found.group(2) or "").strip('"')
+
+
+def chain_of(text: str) -> str:
+    """The chain that the rule *text* is for."""
+    start = start_of(text)
+    return start[1] if start else parse_rule(text).chain
 
 
 def _odd_command(text: str, where: str) -> tuple[str, str]:
@@ -190,6 +207,8 @@ def open_quote(text: str) -> bool:
 
 def words_of(text: str) -> tuple[Word, ...]:
     """Split *text* as ``add_param_to_argv`` does, keeping each word's offsets."""
+    if '"' not in text:
+        return tuple(Word(found.group(), False, found.start(), found.end()) for found in WORD.finditer(text))
     words: list[Word] = []
     at, size = 0, len(text)
     while at < size:
@@ -228,14 +247,42 @@ def _word(text: str, start: int) -> Word:
 
 def parse_rule(text: str) -> Rule:
     """Parse one command line (counters allowed in front), as a Rule."""
+    plain = _plain_rule(text) if '"' not in text else None
+    if plain is not None:
+        return plain
     words = list(words_of(text))
     counters = ""
     if words and COUNTERS.fullmatch(words[0].value):
         counters = words.pop(0).value
-    options = _options(words)
+    return _rule(text, counters, _options(words))
+
+
+def _rule(text: str, counters: str, options: tuple[Option, ...]) -> Rule:
     command = COMMANDS.get(options[0].name, options[0].name) if options else ""
     chain = options[0].value if options else ""
     return Rule(text, command, chain, counters, options)
+
+
+def _plain_rule(text: str) -> Rule | None:
+    """A rule without quotes, six times as fast; ``None`` for one whose words must be looked at one by one."""
+    counted = PLAIN_COUNTERS.match(text)
+    options: list[Option] = []
+    for found in PLAIN_OPTION.finditer(text, counted.end() if counted else 0):
+        option = _plain_option(*found.groups())
+        if option is None:
+            return None
+        options.append(Option(*option, found.start(), found.end()))
+    return _rule(text, counted.group(1) if counted else "", tuple(options))
+
+
+@lru_cache(maxsize=4096)
+def _plain_option(inverted: str | None, word: str, rest: str) -> tuple[str, tuple[str, ...], bool] | None:
+    """Name, arguments and negation of an option; most options of a rule-set are said many times."""
+    name, glued = _split(word)
+    if word == "!" or (inverted and not OPTION.match(word)) or (not rest and name in FREE_TEXT):
+        return None
+    args = tuple(WORD.findall(rest))
+    return name, args if glued is None else (glued, *args), inverted is not None
 
 
 def _options(words: list[Word]) -> tuple[Option, ...]:
@@ -246,7 +293,7 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
         start, negated = words[at].start, False
         if _is_not(words[at]) and at + 1 < len(words):
             negated, at = True, at + 1
-        name, glued = _split(words[at])
+        name, glued = _split(words[at].value)
         args, at = [glued] if glued is not None else [], at + 1
         if at + 1 < len(words) and not args and _is_not(words[at]) and not _is_option(words[at + 1]):
             negated, at = not negated, at + 1  # the order before iptables 1.4.3: -s ! 10.0.0.0/8
@@ -267,9 +314,9 @@ def _is_option(word: Word) -> bool:
     return not word.quoted and OPTION.match(word.value) is not None
 
 
-def _split(word: Word) -> tuple[str, str | None]:
+@lru_cache(maxsize=1024)
+def _split(name: str) -> tuple[str, str | None]:
     """An option word as its canonical name and a value glued to it (``-ptcp``, ``--dport=80``)."""
-    name = word.value
     if name.startswith("--"):
         name, equals, value = name.partition("=")
         return _canonical(name), value if equals else None

@@ -4,16 +4,18 @@ Without it, an IPv6 fragment other than the first comes to ``input`` as it is, a
 ports; forwarded ones of both families do too.  (IPv4's own delivery reassembles before
 ``input``, and what this host sends is cut up behind ``postrouting``.)  So what let fragmented
 packets through lets their later fragments through: nothing comes of those where the first
-one, which has the ports, is refused.  Measured: ../shared/facts/netfilter.md, section 6.
+one, which has the ports, is refused.  And a first one whose TCP header is cut off, which no
+rule can judge by its flags, is refused (RFC 3128).  Measured: ../shared/facts/netfilter.md,
+section 6, and tests/netns/test_nft_packets.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .nft_match import LATER_FRAGMENTS, tests_of
-from .nft_ruleset import Base, Entry, Json, NftRuleSet, Place, made
-from .nft_selection import FAMILIES
+from .nft_match import FIRST_FRAGMENTS, LATER_FRAGMENTS
+from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
+from .nft_selection import FAMILIES, Statement, protocol_match
 from .nft_stateful import dependency
 from .nft_words import object_text, statements_text
 from .nft_work import Work
@@ -21,22 +23,27 @@ from .stateless import Change
 
 # NF_IP_PRI_CONNTRACK_DEFRAG: chains before it saw fragments already.
 DEFRAG = -400
-_BY_HOOK = {"prerouting": ("ipv4", "ipv6"), "input": ("ipv6",), "forward": ("ipv4", "ipv6")}
-_LATER: dict[str, Json] = {
-    family: {"op": "!=", "left": left, "right": 0} for family, left in zip(("ipv6", "ipv4"), LATER_FRAGMENTS)
-}
+_BOTH = ("ipv4", "ipv6")
+_BY_HOOK = {"prerouting": _BOTH, "input": ("ipv6",), "forward": _BOTH, "postrouting": _BOTH}
 _NAMES = {"ipv4": "IPv4", "ipv6": "IPv6"}
+# A TCP header that is there as far as its flags; a rule that asks for what is not there does not match.
+_WHOLE_HEADER: Statement = {
+    "match": {"op": ">=", "left": {"payload": {"protocol": "tcp", "field": "doff"}}, "right": 5}
+}
 
 
 def keep_fragments(work: Work) -> None:
-    """Put a rule for later fragments at the head of each base chain that needs one."""
+    """Put rules for fragments at the head of each base chain that needs them."""
     tracked = _tracked(work)
     if not tracked:
         return
     after = work.ruleset.with_entries(work.entries)
+    judges: dict[tuple[str, str], str] = {}
     for chain in [entry for entry in work.entries if entry.base is not None and entry.table not in work.owned]:
         for family in reversed(_needed(after, chain, tracked)):
-            _insert(work, chain, family)
+            if chain.table not in judges:
+                judges[chain.table] = work.new_chain(chain, [(_WHOLE_HEADER, {"return": None}), ({"drop": None},)])
+            _insert(work, chain, family, judges[chain.table])
 
 
 def _tracked(work: Work) -> frozenset[str]:
@@ -47,46 +54,45 @@ def _tracked(work: Work) -> frozenset[str]:
 
 
 def _needed(after: NftRuleSet, chain: Entry, tracked: frozenset[str]) -> list[str]:
-    """The families whose fragments *chain* would refuse now where it accepts the whole packet."""
+    """The families whose fragments *chain* would judge otherwise now: not where it takes or refuses all.
+
+    Any refusing rule counts: nft_payload_fast_eval() in nf_tables_core.c reads ports and flags
+    out of later fragments too (seen on 6.18), so a rule for some port refuses them by chance.
+    """
     base = chain.base
     if base is None or base.kind == "nat" or base.priority <= DEFRAG:
         return []
-    verdicts = set(_verdicts(after, chain.place, base))
-    accepts = base.policy == "accept" or any(verdict == "accept" for verdict, _ in verdicts)
-    refuses = base.policy == "drop" or any(verdict in ("drop", "reject") and whole for verdict, whole in verdicts)
-    if not (refuses and accepts):
-        return []
-    return [f for f in _BY_HOOK.get(base.hook, ()) if f in tracked and f in FAMILIES.get(chain.family, ())]
+    verdicts = {verdict for verdict in _verdicts(after, chain.place, base) if verdict}
+    accepts = base.policy == "accept" or "accept" in verdicts
+    refuses = base.policy == "drop" or bool(verdicts & {"drop", "reject"})
+    families = _BY_HOOK.get(base.hook, ()) if accepts and refuses else ()
+    return [f for f in families if f in tracked and f in FAMILIES.get(chain.family, ())]
 
 
-# What a later fragment does not have, so that no rule asking for it matches one.
-_IN_FIRST = frozenset(("sport", "dport", "flags", "icmp", "icmpv6"))
-
-
-def _verdicts(after: NftRuleSet, start: Place, base: Base) -> Iterator[tuple[str, bool]]:
-    """The verdicts of the rules that packets at *start* meet, and whether they may meet later fragments."""
+def _verdicts(after: NftRuleSet, start: Place, base: Base) -> Iterator[str]:
+    """The verdicts of the rules that packets at *start* meet."""
     for place, bases in after.hooks.items():
         for entry in after.rules.get(place, ()) if base in bases and place[:2] == start[:2] else ():
-            tests = tests_of(after, entry, entry.statements)
-            whole = not any(test.field in _IN_FIRST for test in tests)
             last = entry.statements[-1] if entry.statements else {}
             if "vmap" in last:
-                yield from ((next(iter(verdict)), whole) for _, verdict in after.arms(entry, last["vmap"]["data"]))
+                yield from (next(iter(verdict)) for _, verdict in after.arms(entry, last["vmap"]["data"]))
             else:
-                yield next(iter(last), ""), whole
+                yield next(iter(last), "")
 
 
-def _insert(work: Work, chain: Entry, family: str) -> None:
-    place = {"family": chain.family, "table": chain.table[1], "chain": chain.place[2]}
-    comment = "later fragments"
-    rule = made(chain, "rule", {**place, "comment": comment, "expr": [{"match": _LATER[family]}, {"accept": None}]})
+def _insert(work: Work, chain: Entry, family: str, judge: str) -> None:
+    place = {"family": chain.family, "table": chain.table[1], "chain": chain.place[2], "comment": "fragments"}
+    later: tuple[Statement, ...] = ({"match": LATER_FRAGMENTS[family]}, {"accept": None})
+    first = ({"match": FIRST_FRAGMENTS[family]}, protocol_match("==", ["tcp"]), {"jump": {"target": judge}})
+    new = [made(chain, "rule", {**place, "expr": list(rule)}) for rule in (later, first)]
     mine = [at for at, entry in enumerate(work.entries) if entry.kind == "rule" and entry.place == chain.place]
     beside = [at for at, entry in enumerate(work.entries) if entry.kind in ("chain", "rule")]
     last = max(at for at in beside if work.entries[at].table == chain.table)
     at = mine[0] if mine else last + 1
-    work.entries.insert(at, rule)
+    work.entries[at:at] = new
+    name = _NAMES[family]
     work.changes.append(
-        Change(chain.index, object_text(chain), (statements_text(rule),),
-               "conntrack reassembled fragments before this chain saw them",
-               f"{_NAMES[family]} fragments other than the first are accepted; without the first nothing comes of them")
-    )
+        Change(chain.index, object_text(chain), tuple(statements_text(one) for one in new),
+               f"conntrack reassembled {name} fragments before this chain saw them; a TCP header cut in two is refused",
+               f"{name} fragments other than the first are accepted; without the first nothing comes of them")
+    )  # fmt: skip

@@ -35,19 +35,24 @@ WITH_PORTS = (6, 17, 33, 132, 136)
 LAST = {"nfproto": 255, "l4proto": 255, "flags": 255, "icmp": 255, "icmpv6": 255, "sport": 65535, "dport": 65535,
         "ip saddr": 2**32 - 1, "ip daddr": 2**32 - 1, "ip6 saddr": 2**128 - 1, "ip6 daddr": 2**128 - 1}
 INTERFACES = {"iifname": "in", "iif": "in", "oifname": "out", "oif": "out"}
-OPEN, FRAGMENT = "open", "later fragment"
-# What differs from 0 in fragments other than the first.
-LATER_FRAGMENTS: tuple[Json, ...] = (
-    {"exthdr": {"name": "frag", "field": "frag-off"}},
-    {"&": [{"payload": {"protocol": "ip", "field": "frag-off"}}, 8191]},
-)
+OPEN, FRAGMENT = "open", "fragment"
+_IP, _IP6 = {"payload": {"protocol": "ip", "field": "frag-off"}}, {"exthdr": {"name": "frag", "field": "frag-off"}}
+# Fragments other than the first, and first ones that more follow (RFC 791: 13 bits of offset, below them MF).
+LATER_FRAGMENTS: Mapping[str, Json] = {
+    "ipv4": {"op": "!=", "left": {"&": [_IP, 8191]}, "right": 0},
+    "ipv6": {"op": "!=", "left": _IP6, "right": 0},
+}
+FIRST_FRAGMENTS: Mapping[str, Json] = {
+    "ipv4": {"op": "==", "left": {"&": [_IP, 16383]}, "right": 8192},
+    "ipv6": {"op": "==", "left": _IP6, "right": 0},
+}
 
 
 @dataclass(frozen=True)
 class Test:
     """One condition.  *field* is a key of :data:`LAST` with *ranges*; ``in`` or ``out`` with
-    *names* of interfaces (``eth*``); ``state`` with *names* of states; ``later fragment``; or
-    ``open``: not modelled, told apart by *text*."""
+    *names* of interfaces (``eth*``); ``state`` with *names* of states; ``fragment`` for those
+    matches of fragments that we write; or ``open``: not modelled, told apart by *text*."""
 
     field: str
     ranges: Ranges = ()
@@ -174,7 +179,7 @@ def _test(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], body
         named = isinstance(right, str) and right.startswith("@")
         states = states_of(body, ruleset.members(entry, right) if named else None)
         return Test(OPEN, text=text) if states is None else Test("state", names=tuple(sorted(states)))
-    if op == "!=" and right == 0 and left in LATER_FRAGMENTS:
+    if body in LATER_FRAGMENTS.values() or body in FIRST_FRAGMENTS.values():
         return Test(FRAGMENT)
     name = _meta(left)
     if name in INTERFACES:

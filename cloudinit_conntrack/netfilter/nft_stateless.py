@@ -45,8 +45,9 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
                    "rewrite it from what iptables-save prints"] = None
     if work.blockers:
         return NftRewritten(ruleset, (), tuple(work.blockers), tuple(work.notes), tuple(sorted(owned)))
-    _place_new(work)
+    work.place_new()
     keep_fragments(work)
+    work.place_new()
     result = ruleset.with_entries(work.entries) if work.changes else ruleset
     return NftRewritten(result, tuple(work.changes), (), tuple(work.notes), tuple(sorted(owned)))
 
@@ -147,12 +148,3 @@ def _rewrite_nat(work: Work, entry: Entry, found: Dependency) -> None:
         work.remove(entry, f"it {found.extension.reason}, and rules.nat is 'remove'")
     else:
         work.block(entry, f"it {found.extension.reason}; that cannot be done without conntrack", found.extension.remedy)
-
-
-def _place_new(work: Work) -> None:
-    """Our chains stand behind the table's own, their rules behind its rules, as nft lists them."""
-    for table, chains in work.new_chains.items():
-        at = max(i for i, entry in enumerate(work.entries) if entry.kind == "chain" and entry.table == table)
-        work.entries[at + 1 : at + 1] = chains
-        last = max(i for i, e in enumerate(work.entries) if e.kind in ("chain", "rule") and e.table == table)
-        work.entries[last + 1 : last + 1] = work.new_rules[table]

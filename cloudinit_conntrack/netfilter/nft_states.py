@@ -52,14 +52,10 @@ class _CannotBeSaidError(Exception):
 
 def rewrite_states(work: Work, entry: Entry) -> None:
     """Replace *entry*, which asks for a state, or block it."""
-    made_before = {table: (len(work.new_chains.get(table, ())), len(work.new_rules.get(table, ())))
-                   for table in (entry.table,)}
     try:
         _rewrite(work, entry, _questions(work, entry))
     except _CannotBeSaidError as error:
-        chains, rules = made_before[entry.table]
-        del work.new_chains.get(entry.table, [])[chains:], work.new_rules.get(entry.table, [])[rules:]
-        work.block(entry, *error.args)
+        work.block(entry, *error.args)  # what was made for it is never used then
 
 
 def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
@@ -331,7 +327,9 @@ def _widening(asked: Asked, chosen: Selection) -> str | None:
 
 
 def _lost(asked: Asked, chosen: Selection) -> str | None:
-    """Which replies an accept of connections let through and does not any more (CONTRACT.md, G2)."""
+    """Which replies came through and do not any more (CONTRACT.md, G2)."""
+    if asked.verdict in ("drop", "reject") and "NEW" in asked.states and UDP_REST in {k.part for k in chosen.matched}:
+        return "UDP replies that it refuses cannot be told from requests (name their ports in flows.outbound)"
     if asked.verdict != "accept" or "ESTABLISHED" not in asked.states:
         return None
     parts = {kind.part for kind in chosen.missed}

@@ -52,6 +52,10 @@ class Work:
     exempt_ended: set[Place] = field(default_factory=set)
     new_chains: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     new_rules: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
+    numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.taken = frozenset(entry.place for entry in self.ruleset.of_kind("chain"))
 
     def bases(self, entry: Entry) -> tuple[Base, ...]:
         """The hooks from which packets come to *entry*'s chain."""
@@ -88,15 +92,29 @@ class Work:
     def new_chain(self, source: Entry, rules: Iterable[tuple[Statement, ...]]) -> str:
         """Make a chain of our own in *source*'s table, with *rules*; gives its name."""
         family, table = source.table
-        mine = self.new_chains.setdefault(source.table, [])
-        taken = {entry.place for entry in (*self.ruleset.of_kind("chain"), *mine)}
-        number = 1
-        while (family, table, f"{CHAIN_PREFIX}{number}") in taken:
+        number = self.numbers.get(source.table, 0) + 1
+        while (family, table, f"{CHAIN_PREFIX}{number}") in self.taken:
             number += 1
+        self.numbers[source.table] = number
         name = f"{CHAIN_PREFIX}{number}"
-        mine.append(made(source, "chain", {"family": family, "table": table, "name": name}))
+        chain = made(source, "chain", {"family": family, "table": table, "name": name})
+        self.new_chains.setdefault(source.table, []).append(chain)
         place = {"family": family, "table": table, "chain": name}
-        comment = {"comment": source.body["comment"]} if "comment" in source.body else {}
+        comment = {"comment": source.body["comment"]} if source.kind == "rule" and "comment" in source.body else {}
         made_rules = [made(source, "rule", {**place, **comment, "expr": list(rule)}) for rule in rules]
         self.new_rules.setdefault(source.table, []).extend(made_rules)
         return name
+
+    def forget_chains(self, table: tuple[str, str], chains: int, rules: int) -> None:
+        """Take back the chains and rules of *table* made since there were that many."""
+        del self.new_chains.get(table, [])[chains:], self.new_rules.get(table, [])[rules:]
+
+    def place_new(self) -> None:
+        """Our chains stand behind the table's own, their rules behind its rules, as nft lists them."""
+        for table, chains in self.new_chains.items():
+            at = max(i for i, entry in enumerate(self.entries) if entry.kind == "chain" and entry.table == table)
+            self.entries[at + 1 : at + 1] = chains
+            last = max(i for i, e in enumerate(self.entries) if e.kind in ("chain", "rule") and e.table == table)
+            self.entries[last + 1 : last + 1] = self.new_rules[table]
+        self.new_chains.clear()
+        self.new_rules.clear()

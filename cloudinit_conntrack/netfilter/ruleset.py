@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 TABLES = ("raw", "mangle", "nat", "filter", "security")
 BLANKS = re.compile("[ \t]+")
@@ -18,8 +19,7 @@ POSITION = re.compile("[1-9][0-9]{0,8}")
 HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option of a rule: ``! --dport 80`` is ``Option("--dport", ("80",), True, ...)``.
 
     *name* is canonical (``-p``, ``-j``, ``--dport``); *start* and *end* are the offsets of
@@ -50,16 +50,19 @@ class Rule:
 
     def all(self, *names: str) -> tuple[Option, ...]:
         """Every option whose canonical name is among *names*, in order."""
-        return tuple(o for o in self.options if o.name in names)
+        return tuple([o for o in self.options if o.name in names])
 
     def first(self, *names: str) -> Option | None:
         """The first option among *names*, or ``None``."""
-        return next((o for o in self.options if o.name in names), None)
+        for option in self.options:  # a plain loop: this is asked many times for each rule
+            if option.name in names:
+                return option
+        return None
 
     @cached_property
     def matches(self) -> tuple[str, ...]:
         """Names given to ``-m``, in order."""
-        return tuple(o.value for o in self.options if o.name == "-m")
+        return tuple([o.value for o in self.options if o.name == "-m"])
 
     @cached_property
     def target(self) -> str:
@@ -95,6 +98,16 @@ class Line:
 
         return iptables.parse_rule(self.text)
 
+    @property
+    def command(self) -> str:
+        """The command of a ``rule`` line (``-A``), found without parsing the rest where that is possible."""
+        if self.text.startswith("-A "):
+            return "-A"
+        from . import iptables
+
+        start = iptables.start_of(self.text)
+        return start[0] if start else self.rule.command
+
 
 @dataclass(frozen=True)
 class RuleSet:
@@ -129,7 +142,7 @@ class RuleSet:
                 found.setdefault(line.table, {})
             elif line.kind == "chain":
                 found[line.table][line.chain] = BLANKS.split(line.text[1:].strip(" \t"))[1]
-            elif line.kind == "rule" and line.rule.command in ("-N", "-P"):
+            elif line.kind == "rule" and line.command in ("-N", "-P"):
                 policy = line.rule.options[0].args[1:2]
                 found[line.table][line.chain] = policy[0] if line.rule.command == "-P" and policy else "-"
             elif line.kind == "rule" and line.chain in HOOKS:
@@ -142,9 +155,10 @@ class RuleSet:
         found: dict[tuple[str, str], list[Line]] = {}
         for line in self.rules():
             key = (line.table, line.chain)
-            if line.rule.command == "-A":
+            command = line.command
+            if command == "-A":
                 found.setdefault(key, []).append(line)
-            elif line.rule.command == "-I":
+            elif command == "-I":
                 position = "".join(line.rule.options[0].args[1:2])
                 at = int(position) - 1 if POSITION.fullmatch(position) else 0
                 found.setdefault(key, []).insert(at, line)
@@ -156,11 +170,12 @@ class RuleSet:
         found: dict[tuple[str, str], set[str]] = {}
         for table, chains in self.chains.items():
             for hook in (c for c in chains if c in HOOKS):
-                for chain in self._reached(table, hook):
+                for chain in self.reached(table, hook):
                     found.setdefault((table, chain), set()).add(hook)
         return {key: tuple(h for h in HOOKS if h in hooks) for key, hooks in found.items()}
 
-    def _reached(self, table: str, start: str) -> set[str]:
+    def reached(self, table: str, start: str) -> set[str]:
+        """The chains of *table* that a packet may come to from *start*, itself included."""
         seen: set[str] = set()
         waiting = [start]
         while waiting:

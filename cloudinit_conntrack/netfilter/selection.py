@@ -61,6 +61,21 @@ def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part
     return tuple(found)
 
 
+# Options that say where a packet comes from or goes to: of no account here, but to UDP replies.
+_PLACES = frozenset(("-A", "-s", "-d", "-i", "-o", "--sport", "--dport", "--sports", "--dports", "--comment"))
+
+
+def shape(rule: Rule, replies: bool) -> tuple[tuple[str, tuple[str, ...], bool], ...] | None:
+    """What :func:`parts_for` and :func:`select` look at in *rule*: rules of one shape get one answer.
+
+    ``None`` for a rule whose places matter too, since it may match UDP *replies*.
+    """
+    protocol = rule.first("-p")
+    if replies and (protocol is None or protocol.negated or protocol.value not in ("tcp", "icmp", "ipv6-icmp")):
+        return None
+    return tuple([(o.name, o.args, o.negated) for o in rule.options if o.name not in _PLACES])
+
+
 def reply_part(reply: Reply) -> Part:
     """UDP replies as a part of traffic."""
     name = f"{reply.addresses} {reply.options}".strip()
@@ -192,8 +207,11 @@ def _matches(rule: Rule, family: str, part: Part) -> tuple[str, ...]:
 def settles(rule: Rule) -> bool:
     """Whether *rule* has no condition but protocol, state and comment: only such a rule settles anything."""
     plain = ("-A", "-p", "-m", "--comment", "--state", "--ctstate", "-j", "--reject-with")
-    if rule.target not in FINAL or any(o.name not in plain for o in rule.options):
+    if rule.target not in FINAL:
         return False
+    for option in rule.options:
+        if option.name not in plain:
+            return False
     return all(m in ("state", "conntrack", "comment", "tcp", "udp", "icmp", "icmp6", "icmpv6") for m in rule.matches)
 
 

@@ -8,10 +8,12 @@ eras; ``xt_state`` is served by ``xt_conntrack`` since iptables 1.4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from .ruleset import Rule
+from .ruleset import Line, Rule
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ def is_notrack(rule: Rule) -> bool:
     return rule.target == "NOTRACK" or (rule.target == "CT" and rule.first("--notrack") is not None)
 
 
+# What a rule of plain words holds: long options in full, and the commonest matches and targets.
+_PLAIN = re.compile(
+    r"-A [A-Za-z0-9_-]+"
+    r"(?: !| -[sdio] [^ \t\"=-][^ \t\"=]*| -p [a-z0-9]+| -m (?:tcp|udp|icmp|icmp6|multiport|limit)"
+    r"| --(?:sport|dport|sports|dports|icmp-type|limit) [A-Za-z0-9:,/]+)*"
+    r" -j (?:ACCEPT|DROP|RETURN)"
+)
+
+
+def may_depend(line: Line) -> bool:
+    """A quick answer for the many rules that plainly do not: no unusual match or target.
+
+    Only ``-m`` names and targets matter, and those of the common rules are few.
+    """
+    return line.table == "nat" or not _PLAIN.fullmatch(line.text)
+
+
 def dependency(rule: Rule, table: str = "") -> Dependency | None:
     """Why *rule* depends on conntrack, the gravest reason first; ``None`` when it does not.
 
@@ -142,13 +161,20 @@ def states_of(rule: Rule) -> frozenset[str] | None:
     ctdir, ctproto ...): that cannot be told from one packet.
     """
     wanted = frozenset(STATES)
-    for option in rule.all(*STATE_OPTIONS):
-        names = frozenset(name for name in option.value.upper().split(",") if name)
-        if not names <= frozenset(STATES):
+    asked = rule.all(*STATE_OPTIONS)
+    for option in asked:
+        names = _named_states(option.value)
+        if names is None:
             return None
         wanted &= frozenset(STATES) - names if option.negated else names
-    foreign = [o for o in rule.options if o.name.startswith("--ct") and o.name != "--ctstate"]
-    return None if foreign or not rule.all(*STATE_OPTIONS) else wanted
+    foreign = [o for o in rule.options if o.name[:4] == "--ct" and o.name != "--ctstate"]
+    return None if foreign or not asked else wanted
+
+
+@lru_cache(maxsize=64)
+def _named_states(text: str) -> frozenset[str] | None:
+    names = frozenset(name for name in text.upper().split(",") if name)
+    return names if names <= frozenset(STATES) else None
 
 
 def modules_of(rule: Rule, table: str) -> tuple[str, ...]:

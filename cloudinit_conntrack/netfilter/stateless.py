@@ -8,10 +8,13 @@ conntrack is a blocker; nothing is dropped silently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from . import edit, effects, fragments, selection, stateful
-from .iptables import parse_rule
+from .collecting import without_collector
+from .iptables import chain_of, parse_rule
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, Rule, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
@@ -72,6 +75,15 @@ class Rewritten:
     notes: tuple[str, ...] = ()
 
 
+class _Choice(NamedTuple):
+    """What a rule's states become, and what there is to say about it."""
+
+    selection: selection.Selection
+    notes: tuple[str, ...]
+    reason: str
+    widening: str | None
+
+
 @dataclass
 class _Work:
     """What one run of the rewrite carries along."""
@@ -86,6 +98,8 @@ class _Work:
     notes: dict[str, None] = field(default_factory=dict)
     decided: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     new_chains: dict[str, dict[str, int]] = field(default_factory=dict)
+    alike: dict[Hashable, _Choice] = field(default_factory=dict)
+    seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
     effort: int = 0
 
     @property
@@ -99,6 +113,11 @@ def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
 
     Returns the input unchanged, with blockers, where that cannot be done.
     """
+    with without_collector():
+        return _made_stateless(ruleset, policy)
+
+
+def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
     work = _Work(
         ruleset,
         policy,
@@ -135,7 +154,7 @@ def _kept_whole(work: _Work) -> RuleSet:
 
 
 def _rewrite_rule(work: _Work, line: Line) -> None:
-    if not _may_depend(line):
+    if not stateful.may_depend(line):
         _keep(work, line)
         return
     rule = line.rule
@@ -162,28 +181,6 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
         _rewrite_states(work, line)
 
 
-def _may_depend(line: Line) -> bool:
-    """A quick answer for the many rules that plainly do not: no unusual match or target.
-
-    Only ``-m`` names and targets matter, and those of the common rules are few.
-    """
-    words = line.text.split()
-    if line.table == "nat" or '"' in line.text:
-        return True
-    plain = ("tcp", "udp", "icmp", "icmp6", "comment", "multiport", "limit")
-    for at, word in enumerate(words):
-        if word in ("-m", "--match") and (at + 1 >= len(words) or words[at + 1] not in plain):
-            return True
-        if word in ("-j", "--jump") and (at + 1 >= len(words) or words[at + 1] not in ("ACCEPT", "DROP", "RETURN")):
-            return True
-        if (len(word) > 2 and word[:2] in ("-m", "-j", "-p", "-g")) or word in ("-g", "--goto") or "=" in word:
-            return True
-        if word[:3] in ("--m", "--j", "--g") and word not in ("--match", "--jump"):
-            return True
-    # for what later rules of the chain will see
-    return len(words) <= 8
-
-
 def _keep(work: _Work, line: Line) -> None:
     work.lines.append(line)
     if line.rule.command == "-A" and line.rule.target in selection.FINAL:
@@ -206,7 +203,10 @@ def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
 
 def _replies_for(work: _Work, line: Line) -> tuple[Reply, ...]:
     """The UDP replies that *line*'s chain sees; a chain reached from nowhere may see all."""
-    found = replies_seen(work.replies, work.ruleset.hooks.get((line.table, line.chain), HOOKS))
+    hooks = work.ruleset.hooks.get((line.table, line.chain), HOOKS)
+    if hooks not in work.seen:
+        work.seen[hooks] = replies_seen(work.replies, hooks)
+    found = work.seen[hooks]
     work.effort += len(found)
     return found
 
@@ -236,11 +236,8 @@ def _rewrite_states(work: _Work, line: Line) -> None:
     if line.table == "raw":
         _block(work, line, "in the raw table no packet has a state yet", "remove it, or move it to the filter table")
         return
-    replies = _replies_for(work, line)
-    parts = selection.parts_for(rule, work.ruleset.family, replies)
-    # an inserted rule stands before those that settled something
-    decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
-    chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
+    choice = _choice(work, line, states)
+    chosen = choice.selection
     exempt = _around(work, line, states, chosen)
     if any(exemption.options is None for exemption in exempt):
         _block_untracked(work, line, next(e for e in exempt if e.options is None))
@@ -248,17 +245,36 @@ def _rewrite_states(work: _Work, line: Line) -> None:
     texts = _texts(work, line, chosen, exempt)
     if texts is None:
         return
-    for text in (effects.counted(rule, states, chosen), effects.lost(rule, states, chosen)):
-        if text:
-            work.notes[f"{work.ruleset.name}:{line.number}: {text}"] = None
+    for text in choice.notes:
+        work.notes[f"{work.ruleset.name}:{line.number}: {text}"] = None
     if "UNTRACKED" in states:
         extra = _untracked_texts(work, line)
         if extra is None:
             return
         texts += extra
-    _replace(work, line, texts, effects.reason(rule, states, chosen), effects.widening(rule, states, chosen))
+    _replace(work, line, texts, choice.reason, choice.widening)
     if rule.command == "-A" and ("UNTRACKED" in states or not work.exempt):
         _settle(work, line, states)  # an exempt packet has passed by, whatever its part
+
+
+def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
+    """What *line*'s states become; worked out once for the many rules that differ in addresses and ports only."""
+    rule = line.rule
+    replies = _replies_for(work, line)
+    # an inserted rule stands before those that settled something
+    decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
+    shape = selection.shape(rule, bool(replies))
+    known = work.alike.get((shape, decided)) if shape is not None else None
+    if known is not None:
+        return known
+    parts = selection.parts_for(rule, work.ruleset.family, replies)
+    chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
+    notes = (effects.counted(rule, states, chosen), effects.lost(rule, states, chosen))
+    told = effects.reason(rule, states, chosen), effects.widening(rule, states, chosen)
+    choice = _Choice(chosen, tuple(text for text in notes if text), *told)
+    if shape is not None:
+        work.alike[shape, decided] = choice
+    return choice
 
 
 def _around(
@@ -345,7 +361,7 @@ def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
 
 def _exemptions(work: _Work, line: Line) -> tuple[Exemption, ...]:
     """Those whose packets *line* sees; a chain that nothing here reaches sees none of them."""
-    return seen_by(work.exempt, work.ruleset.hooks.get((line.table, line.chain), ()))
+    return () if not work.exempt else seen_by(work.exempt, work.ruleset.hooks.get((line.table, line.chain), ()))
 
 
 def _block_untracked(work: _Work, line: Line, exemption: Exemption) -> None:
@@ -357,7 +373,7 @@ def _replace(work: _Work, line: Line, texts: list[str], reason: str, widens: str
     if line.rule.command == "-I" and len(texts) > 1:
         _block(work, line, "an inserted rule (-I) would become several", "save the rules with iptables-save first")
         return
-    work.lines.extend(replace(line, text=text, chain=parse_rule(text).chain) for text in texts)
+    work.lines += [Line(line.number, text, "rule", line.table, chain_of(text)) for text in texts]
     work.changes.append(Change(line.number, line.text, tuple(texts), reason, widens))
 
 

@@ -9,13 +9,14 @@ either so or not so, by its text; it means the same on both sides of a compariso
 from __future__ import annotations
 
 import ipaddress
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .packets import Box, PacketSet, Space
 from .parts import SYN_ONLY, flags_matching, icmp_type_of
-from .replies import Ports, named_ports
+from .replies import Ports, named_ports, port_range
 from .ruleset import Option, Rule, RuleSet
 from .stateful import STATE_OPTIONS, STATES
 
@@ -34,6 +35,10 @@ _MODELLED = frozenset(
 _PLAIN_MATCHES = frozenset(("tcp", "udp", "icmp", "icmp6", "icmpv6", "multiport", "comment", "state", "conntrack"))
 
 
+# Each is a dimension of its own: 150 take two seconds to compare, 300 fourteen.
+MOST_OPEN = 120
+
+
 @dataclass(frozen=True)
 class Universe:
     """Where every dimension is cut.  *cuts* are the first values of intervals."""
@@ -46,13 +51,18 @@ class Universe:
     open_conditions: tuple[str, ...]
     space: Space
 
+    def __post_init__(self) -> None:
+        if len(self.open_conditions) > MOST_OPEN:
+            count = len(self.open_conditions)
+            raise ValueError(f"{count} different conditions are not modelled, {MOST_OPEN} are the most")
+
     def protocol_mask(self, *numbers: int) -> int:
         """The atoms of protocol *numbers*; the last atom is every protocol that is not listed."""
         return sum(1 << self.protocols.index(n) for n in numbers)
 
     def state_mask(self, *names: str) -> int:
         """The atoms of the states *names*."""
-        return sum(1 << STATES.index(name) for name in names)
+        return sum(1 << STATES.index(name) for name in set(names))
 
     def port_mask(self, ranges: Iterable[Ports]) -> int:
         """The atoms of port *ranges*."""
@@ -70,6 +80,8 @@ class Universe:
         if not name.endswith("+"):
             return 1 << self.interfaces.index(name)
         prefix = name[:-1]
+        if not prefix:  # every name, the unlisted ones too
+            return int((1 << len(self.interfaces) + 1) - 1)
         return sum(1 << at for at, other in enumerate(self.interfaces) if other.startswith(prefix))
 
     @property
@@ -138,6 +150,8 @@ def _address_texts(rule: Rule) -> list[str]:
 
 
 def _is_address(text: str) -> bool:
+    if re.search(r"/0\.(?!0\.0\.0$)", text):
+        return False  # 0.0.0.1 is a mask with holes, where ipaddress reads it as a wildcard, /31
     try:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -154,10 +168,22 @@ def open_condition(rule: Rule, family: str) -> tuple[str, ...]:
     other = [o for o in rule.options if o.name not in _MODELLED or (o.name in ("--set", "--name") and _recent(rule))]
     texts = [("! " if o.negated else "") + " ".join((o.name, *o.args)) for o in other]
     texts += [f"-m {o.value}" for o in rule.all("-m") if o.value not in _PLAIN_MATCHES]
-    texts += [f"{o.name} {o.value}" for o in rule.all("-s", "-d") if not all(map(_is_address, o.value.split(",")))]
-    texts += [f"{o.name} {o.value}" for o in rule.all("--icmp-type", "--icmpv6-type") if _narrow(o, rule, family)]
-    texts += [f"{o.name} {o.value}" for o in rule.all("--dport", "--sport", "--dports", "--sports") if not _ranges(o)]
+    unread = [o for o in rule.all("-s", "-d") if not all(map(_is_address, o.value.split(",")))]
+    unread += [o for o in rule.all("--icmp-type", "--icmpv6-type") if _narrow(o, rule, family)]
+    unread += [o for o in rule.all("--dport", "--sport", "--dports", "--sports", "--ports") if not _readable(o)]
+    unread += [o for o in rule.all(*STATE_OPTIONS) if not _states_only(o)]
+    texts += [("! " if o.negated else "") + f"{o.name} {o.value}" for o in unread]
     return (" ".join(sorted(texts)),) if texts else ()
+
+
+def _readable(option: Option) -> bool:
+    """Whether every port that *option* names is known; half a list would match too little."""
+    return all(port_range(item) for item in option.value.split(","))
+
+
+def _states_only(option: Option) -> bool:
+    """Whether *option* asks for states alone, not for SNAT or DNAT."""
+    return frozenset(name for name in option.value.upper().split(",") if name) <= frozenset(STATES)
 
 
 def _recent(rule: Rule) -> bool:
@@ -194,13 +220,14 @@ def matched(universe: Universe, rule: Rule) -> PacketSet:
         narrow(DETAIL, 1 << wanted_type)
         narrow(PROTOCOL, universe.protocol_mask(universe.icmp))
     for option in rule.all(*STATE_OPTIONS):
-        names = [n for n in option.value.upper().split(",") if n in STATES]
-        narrow(STATE, universe.state_mask(*names), option.negated)
+        if _states_only(option):
+            names = [n for n in option.value.upper().split(",") if n]
+            narrow(STATE, universe.state_mask(*names), option.negated)
     _narrow_places(universe, rule, narrow)
     for text in open_condition(rule, universe.family):
         narrow(FIRST_OPEN + universe.open_conditions.index(text), 2)
     found = space.box(box)
-    for option in rule.all("--ports"):
+    for option in filter(_readable, rule.all("--ports")):
         mask = universe.port_mask(_ranges(option))
         either = space.either(space.box({DPORT: mask}), space.box({SPORT: mask}))
         found = space.without(found, either) if option.negated else space.both(found, either)
@@ -212,7 +239,7 @@ def _narrow_places(universe: Universe, rule: Rule, narrow: object) -> None:
     assert callable(narrow)
     for names, dimension in ((("--dport", "--dports"), DPORT), (("--sport", "--sports"), SPORT)):
         for option in rule.all(*names):
-            if _ranges(option):
+            if _readable(option):
                 narrow(dimension, universe.port_mask(_ranges(option)), option.negated)
     for name, dimension in (("-s", SOURCE), ("-d", DESTINATION)):
         for option in rule.all(name):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netfilter_kernel import BACKENDS, load
 from netfilter_model import Firewall
-from netfilter_packets import Packet, stray_states, universe, usual_states
+from netfilter_packets import Packet, is_default_reply, stray_states, universe, usual_states
 
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
@@ -48,7 +48,11 @@ def judge_packet(old: Firewall, new: Firewall, hook: str, packet: Packet, done: 
     exempt = old.exempt(hook, packet)
     usual = usual_states(packet, hook, old.family)
     usual = ("UNTRACKED",) if exempt and usual else usual
-    if packet.protocol == "udp" and usual == ("NEW",) and answers(old.text, packet):
+    if (
+        packet.protocol == "udp"
+        and usual == ("NEW",)
+        and (answers(old.text, packet) or shaped_like_reply(packet, old))
+    ):
         both = all(old.send(hook, packet, state).verdict == "ACCEPT" for state in ("NEW", "ESTABLISHED"))
         usual = usual if both else ()  # it may be either: a request of its own, or a reply
     stray = ("UNTRACKED",) if exempt else stray_states(packet, old.family)
@@ -64,6 +68,11 @@ def judge_packet(old: Firewall, new: Firewall, hook: str, packet: Packet, done: 
     if refused:
         assert not packet.is_syn, f"G3, a SYN is let in ({refused}): {story}"
         assert stated(done.changes, packet), f"G3, not stated ({refused}): {story}\n{widenings(done.changes)}"
+
+
+def shaped_like_reply(packet: Packet, firewall: Firewall) -> bool:
+    """Whether *packet* would be one where it comes in: a chain may be met on both ways."""
+    return is_default_reply(packet, "INPUT", firewall.family)
 
 
 def answers(text: str, packet: Packet) -> bool:
@@ -176,6 +185,17 @@ def test_a_negated_list_is_the_list_of_the_others(family: str, target: str) -> N
 def test_what_no_state_is_left_for_never_matches() -> None:
     done = rewritten(ruleset("-A INPUT -m state --state NEW -m state --state ESTABLISHED -j ACCEPT"))
     assert [change.becomes for change in done.changes] == [()]
+
+
+def test_an_inserted_rule_stands_before_those_above_it() -> None:
+    done = judge(ruleset("-A INPUT -p tcp -j DROP", "-I INPUT -p tcp -m state --state NEW -j ACCEPT"))
+    assert [len(change.becomes) for change in done.changes] == [1]
+
+
+@pytest.mark.parametrize("command", ["-F INPUT", "-F", "-D INPUT -p tcp -j DROP", "-D INPUT 1", "-R INPUT 1 -j LOG"])
+def test_what_a_command_took_away_settles_nothing(command: str) -> None:
+    done = rewritten(ruleset("-A INPUT -p tcp -j DROP", command, "-A INPUT -p tcp -m state --state NEW -j ACCEPT"))
+    assert [len(change.becomes) for change in done.changes] == [1], "the rule is reached, so it stays"
 
 
 # --- whole rule-sets -------------------------------------------------------------------
