@@ -192,7 +192,9 @@ def test_an_inserted_rule_stands_before_those_above_it() -> None:
     assert [len(change.becomes) for change in done.changes] == [1]
 
 
-@pytest.mark.parametrize("command", ["-F INPUT", "-F", "-D INPUT -p tcp -j DROP", "-D INPUT 1", "-R INPUT 1 -j LOG"])
+@pytest.mark.parametrize(
+    "command", ["-F INPUT", "-F", "-D INPUT -p tcp -j DROP", "-D INPUT 1", "-R INPUT 1 -j LOG"]
+)
 def test_what_a_command_took_away_settles_nothing(command: str) -> None:
     done = rewritten(ruleset("-A INPUT -p tcp -j DROP", command, "-A INPUT -p tcp -m state --state NEW -j ACCEPT"))
     assert [len(change.becomes) for change in done.changes] == [1], "the rule is reached, so it stays"
