@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .nft_match import Ranges, Test, common, field_ranges, merged, values_of
 from .nft_ruleset import Json
-from .parts import OTHER, TCP, UDP_REST, Part, icmp_parts
+from .parts import ALL_FLAGS, OTHER, TCP, UDP_REST, Part, icmp_parts
 from .replies import Reply
 from .selection import reply_part
 
@@ -61,30 +62,30 @@ def kinds_for(
     families: tuple[str, ...], tests: tuple[Test, ...], replies: Iterable[tuple[str, Reply]]
 ) -> tuple[Kind, ...]:
     """The kinds of packets that a rule with *tests* can match at all, in a table of *families*."""
+    asked = {test.field: ranges for test in tests if (ranges := field_ranges(tests, test.field)) is not None}
     found = [Kind("", part) for part in TCP]
-    for family, reply in replies:
-        if not family or family in families:
-            # a table of one family needs no match of it
-            found.append(Kind(family if len(families) > 1 else "", reply_part(reply)))
+    if "l4proto" not in asked or _inside(17, asked["l4proto"]):
+        for family, reply in replies:
+            if (not family or family in families) and _meets(reply, asked):
+                # a table of one family needs no match of it
+                found.append(Kind(family if len(families) > 1 else "", reply_part(reply)))
     found.append(Kind("", UDP_REST))
     found += [Kind(family, part) for family in families for part in icmp_parts(family)]
     found.append(Kind("", OTHER))
-    return tuple(kind for kind in found if _possible(kind, tests))
+    flags = flags_of(tests)
+    return tuple(kind for kind in found if _possible(kind, asked, flags))
 
 
-def _possible(kind: Kind, tests: tuple[Test, ...]) -> bool:
-    family = field_ranges(tests, "nfproto")
+def _possible(kind: Kind, asked: Mapping[str, Ranges], flags: frozenset[int]) -> bool:
+    family, protocol = asked.get("nfproto"), asked.get("l4proto")
     wanted = [NFPROTO[kind.family]] if kind.family else list(NFPROTO.values())
     if family is not None and not any(_inside(number, family) for number in wanted):
         return False
-    protocol = field_ranges(tests, "l4proto")
     if protocol is not None and not _shares_protocol(kind, protocol):
         return False
     if kind.part.group == "tcp":
-        return bool(kind.part.flags & flags_of(tests))
-    if kind.part.group == "icmp":
-        return _icmp_possible(kind, tests)
-    return kind.part.reply is None or _meets(kind.part.reply, tests)
+        return bool(kind.part.flags & flags)
+    return kind.part.group != "icmp" or _icmp_possible(kind, asked)
 
 
 def _inside(number: int, ranges: Ranges) -> bool:
@@ -100,11 +101,13 @@ def _shares_protocol(kind: Kind, ranges: Ranges) -> bool:
 def flags_of(tests: tuple[Test, ...]) -> frozenset[int]:
     """The flag bytes (of 64) that *tests* can match, with whatever ECN bits."""
     ranges = field_ranges(tests, "flags")
-    return frozenset(byte & 63 for byte in range(256) if ranges is None or _inside(byte, ranges))
+    if ranges is None:
+        return ALL_FLAGS
+    return frozenset(byte & 63 for byte in range(256) if _inside(byte, ranges))
 
 
-def _icmp_possible(kind: Kind, tests: tuple[Test, ...]) -> bool:
-    ranges = field_ranges(tests, "icmp" if kind.family == "ipv4" else "icmpv6")
+def _icmp_possible(kind: Kind, asked: Mapping[str, Ranges]) -> bool:
+    ranges = asked.get("icmp" if kind.family == "ipv4" else "icmpv6")
     if ranges is None:
         return True
     if kind.part.icmp_type >= 0:
@@ -113,13 +116,13 @@ def _icmp_possible(kind: Kind, tests: tuple[Test, ...]) -> bool:
     return any(_inside(number, ranges) for number in range(256) if number not in listed)
 
 
-def _meets(reply: Reply, tests: tuple[Test, ...]) -> bool:
-    """Whether a packet can be *reply* and match *tests*."""
-    both = ((mine, field_ranges(tests, field)) for field, mine in _fields(reply))
-    return all(theirs is None or common(mine, theirs) for mine, theirs in both)
+def _meets(reply: Reply, asked: Mapping[str, Ranges]) -> bool:
+    """Whether a packet can be *reply* and match what is *asked*."""
+    return all(field not in asked or common(mine, asked[field]) for field, mine in _fields(reply))
 
 
-def _fields(reply: Reply) -> list[tuple[str, Ranges]]:
+@lru_cache(maxsize=100_000)
+def _fields(reply: Reply) -> tuple[tuple[str, Ranges], ...]:
     found: list[tuple[str, Ranges]] = [("sport", (reply.sport,))]
     found += [("dport", (reply.dport,))] if reply.dport else []
     for side, text in (("saddr", reply.source), ("daddr", reply.destination)):
@@ -127,7 +130,7 @@ def _fields(reply: Reply) -> list[tuple[str, Ranges]]:
             field = f"{'ip6' if ':' in address else 'ip'} {side}"
             ranges = values_of(field, _address(address))
             found += [(field, ranges)] if ranges else []
-    return found
+    return tuple(found)
 
 
 def _address(text: str) -> Json:

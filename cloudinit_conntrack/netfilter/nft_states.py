@@ -9,7 +9,7 @@ from . import nft_stateful as stateful
 from .effects import described
 from .nft_match import Test, field_ranges, narrowed, tests_of
 from .nft_ruleset import Entry, Json
-from .nft_selection import FAMILIES, Kind, Selection, Statement, kinds_for, select
+from .nft_selection import FAMILIES, Selection, Statement, kinds_for, select
 from .nft_untracked import Exemption, in_family, may_meet, seen_by
 from .nft_words import statement_text
 from .nft_work import Work
@@ -64,7 +64,9 @@ def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
     widens: list[str] = []
     for asked in questions:
         tests = tests_of(work.ruleset, entry, asked.before + asked.after)
-        kinds = kinds_for(FAMILIES[entry.family], tests, work.replies_for(entry))
+        # what may come in uninvited may come in invited: then no reply needs to be told apart
+        invited = asked.verdict == "accept" and "NEW" in asked.states
+        kinds = kinds_for(FAMILIES[entry.family], tests, () if invited else work.replies_for(entry))
         decided = work.decided.get(entry.place, frozenset())
         chosen = select(kinds, asked.states, decided, asked.verdict == "accept", tests)
         tails += _tails(work, entry, asked, chosen, tests)
@@ -74,7 +76,7 @@ def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
             if text:
                 work.note(entry, text)
         if "UNTRACKED" in asked.states or not work.exempt or entry.place in work.exempt_ended:
-            settle(work, entry, asked, kinds, tests)  # an exempt packet has passed by, whatever its part
+            settle(work, entry, asked, tests)  # an exempt packet has passed by, whatever its part
     rules = _whole(work, entry, questions, tails)
     work.replaced(entry, rules, "; ".join(reasons), "; ".join(widens) or None)
 
@@ -270,7 +272,7 @@ def settle_plain(work: Work, entry: Entry) -> None:
     """Remember what a rule that stays as it is leaves for no later rule of its chain."""
     if _may_settle(entry.statements):
         tests = tests_of(work.ruleset, entry, entry.statements)
-        settle(work, entry, Asked(entry.statements, frozenset(STATES), ()), None, tests)
+        settle(work, entry, Asked(entry.statements, frozenset(STATES), ()), tests)
 
 
 def _may_settle(statements: tuple[Statement, ...]) -> bool:
@@ -278,17 +280,14 @@ def _may_settle(statements: tuple[Statement, ...]) -> bool:
     return bool(names) and names[-1] in _FINAL and all(name == "match" or name in _SETTLING for name in names)
 
 
-def settle(
-    work: Work, entry: Entry, asked: Asked, kinds: tuple[Kind, ...] | None, tests: tuple[Test, ...]
-) -> None:
+def settle(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) -> None:
     """Remember the kinds that end at *asked*: only a rule with no condition but protocol and state ends any."""
     if not _may_settle(asked.before + asked.after) or any(test.field not in _SETTLING_FIELDS for test in tests):
         return
     if "UNTRACKED" in asked.states and all(test.field == "state" for test in tests):
         work.exempt_ended.add(entry.place)
     families = FAMILIES.get(entry.family, ())
-    if kinds is None:
-        kinds = kinds_for(families, tests, work.replies_for(entry))
+    kinds = kinds_for(families, tests, work.replies_for(entry))
     one_family = field_ranges(tests, "nfproto") is not None and len(families) > 1
     any_protocol = field_ranges(tests, "l4proto") is None
     ended = frozenset(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cloudinit_conntrack.netfilter.nft_work import NftRewritten
 from cloudinit_conntrack.netfilter.stateless import Rewritten
 
 from . import scan, usage
@@ -69,7 +70,7 @@ def _is_what_it_says(case: Case, before: Observed) -> None:
 
 
 def complaints(
-    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str] = (),
+    before: Observed, after: Observed, rewritten: Rewritten | NftRewritten, unanswered: Sequence[str] = (),
     stateless: bool = True,
 ) -> list[str]:
     """What the rewrite changed and must not have, for a person to read: like packets on one line."""
@@ -98,7 +99,7 @@ def _line(key: tuple[str, ...], probes: Sequence[Probe]) -> str:
 
 
 def _conversations(
-    before: Observed, after: Observed, rewritten: Rewritten, unanswered: Sequence[str]
+    before: Observed, after: Observed, rewritten: Rewritten | NftRewritten, unanswered: Sequence[str]
 ) -> Iterator[str]:
     texts = [*rewritten.notes, *(change.reason for change in rewritten.changes)]
     said = any(LOST_UDP.search(text) for text in texts)

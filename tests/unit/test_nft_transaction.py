@@ -27,7 +27,7 @@ class Live:
         assert self.shell.stdin and self.shell.stdout
         self.shell.stdin.write(f"{{ {command}; }} <<'END_OF_TEXT' 2>&1\n{text}\nEND_OF_TEXT\necho end-of-answer $?\n")
         self.shell.stdin.flush()
-        lines = []
+        lines: list[str] = []
         for line in self.shell.stdout:
             if line.startswith("end-of-answer"):
                 assert line.split()[1] == "0", f"{command}: {''.join(lines)}\n{text}"
