@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .difference import Difference, told
-from .nft_match import FRAGMENT, OPEN, Ranges, Test, complement, field_ranges, match_tests, tests_of
+from .nft_kinds import FAMILIES, NFPROTO
+from .nft_match import FRAGMENT, OPEN, Test, field_ranges, match_tests, tests_of
 from .nft_ruleset import Entry, Json, NftRuleSet, Place
-from .nft_selection import FAMILIES, NFPROTO
 from .nft_untracked import CONNTRACK
+from .nft_values import Ranges, complement
 from .packets import Box, PacketSet, Space
 from .stateful import STATES
 from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .nft_kinds import FAMILIES, Statement
 from .nft_match import FIRST_FRAGMENTS, LATER_FRAGMENTS
+from .nft_pieces import protocol_match
 from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
-from .nft_selection import FAMILIES, Statement, protocol_match
 from .nft_stateful import dependency
 from .nft_words import object_text, statements_text
 from .nft_work import Work
@@ -91,8 +92,8 @@ def _insert(work: Work, chain: Entry, family: str, judge: str) -> None:
     at = mine[0] if mine else last + 1
     work.entries[at:at] = new
     name = _NAMES[family]
-    work.changes.append(
-        Change(chain.index, object_text(chain), tuple(statements_text(one) for one in new),
-               f"conntrack reassembled {name} fragments before this chain saw them; a TCP header cut in two is refused",
-               f"{name} fragments other than the first are accepted; without the first nothing comes of them")
-    )  # fmt: skip
+    reason = f"conntrack reassembled {name} fragments before this chain saw them; a TCP header cut in two is refused"
+    widens = f"{name} fragments other than the first are accepted; without the first nothing comes of them"
+    becomes = tuple(statements_text(one) for one in new)
+    work.changes.append(Change(chain.index, object_text(chain), becomes, reason, widens))
+    work.note(chain, widens)  # the computed difference speaks of whole packets

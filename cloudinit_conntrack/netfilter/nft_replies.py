@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from .nft_match import Ranges, Test, common, field_of, field_ranges, merged, tests_of, values_of
+from .nft_kinds import FAMILIES, NFPROTO
+from .nft_match import Test, field_ranges, tests_of
 from .nft_ruleset import Entry, Json, NftRuleSet
-from .nft_selection import FAMILIES, NFPROTO
+from .nft_values import Ranges, common, field_of, merged, values_of
 from .replies import HIGH_PORTS, Ports, Reply, UdpFlow, outbound_replies
 
 # A reply and the family it is of; empty for both.
@@ -99,6 +100,12 @@ def _listed(ruleset: NftRuleSet, entry: Entry, right: Json) -> list[Json]:
     return list(ruleset.members(entry, right)) if named else [right]
 
 
+def _maybe_udp(keys: list[Json], values: list[Json]) -> bool:
+    """Whether the protocol among *keys*, if there is one, can be UDP."""
+    ranges = [values_of("l4proto", value) for key, value in zip(keys, values) if field_of(key) == "l4proto"]
+    return all(not one or bool(common(one, ((17, 17),))) for one in ranges)
+
+
 def _ports_in(left: Json, values: list[Json]) -> list[Ports]:
     """The destination ports among *values* of *left*, which may be a concatenation with a port in it."""
     keys = left["concat"] if isinstance(left, dict) and isinstance(left.get("concat"), list) else [left]
@@ -109,6 +116,6 @@ def _ports_in(left: Json, values: list[Json]) -> list[Ports]:
     for value in values:
         value = value["elem"].get("val") if isinstance(value, dict) and isinstance(value.get("elem"), dict) else value
         parts = value.get("concat") if isinstance(value, dict) and len(keys) > 1 else [value]
-        if isinstance(parts, list) and len(parts) == len(keys):
+        if isinstance(parts, list) and len(parts) == len(keys) and _maybe_udp(keys, parts):
             found += values_of("dport", parts[places[0]]) or ()
     return found

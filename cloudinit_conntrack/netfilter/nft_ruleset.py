@@ -134,13 +134,13 @@ class NftRuleSet:
                 found.setdefault(place, {})[base] = None
         return {place: tuple(bases) for place, bases in found.items()}
 
-    def _reached(self, start: Place) -> set[Place]:
-        seen: set[Place] = set()
+    def _reached(self, start: Place) -> Iterable[Place]:
+        seen: dict[Place, None] = {}
         waiting = [start]
         while waiting:
             place = waiting.pop()
             if place not in seen:
-                seen.add(place)
+                seen[place] = None
                 for entry in self.rules.get(place, ()):
                     waiting.extend((*entry.table, target) for target in self.targets(entry))
         return seen

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from . import nft_stateful as stateful
 from .nft_fragments import keep_fragments
+from .nft_kinds import FAMILIES
 from .nft_replies import replies_by_hook
 from .nft_ruleset import Base, Entry, NftRuleSet, made
-from .nft_selection import FAMILIES
 from .nft_states import rewrite_states, settle_plain
 from .nft_untracked import CONNTRACK, exemptions
 from .nft_words import object_text, statements_text

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from . import nft_stateful as stateful
 from .effects import described
+from .nft_kinds import FAMILIES, Statement, kinds_for
 from .nft_match import Test, field_ranges, narrowed, tests_of
-from .nft_ruleset import Entry, Json
-from .nft_selection import FAMILIES, Selection, Statement, kinds_for, select
+from .nft_questions import Asked, CannotBeSaidError, questions
+from .nft_ruleset import Entry
+from .nft_selection import Selection, select
 from .nft_untracked import Exemption, in_family, may_meet, seen_by
 from .nft_words import statement_text
 from .nft_work import Work
@@ -17,52 +17,25 @@ from .parts import OTHER, UDP_REST
 from .stateful import STATES
 
 _FINAL = frozenset(("accept", "drop", "reject"))
-_LEAVING = frozenset(("return", "goto"))
 _WATCHING = frozenset(("log", "counter"))
 # What a rule may hold that is to settle what becomes of a part of traffic.
 _SETTLING = frozenset(("counter", "log", "accept", "drop", "reject"))
 _SETTLING_FIELDS = frozenset(("nfproto", "l4proto", "state"))
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A rule, or one arm of its verdict map: what stands *before* and *after* the question for *states*."""
-
-    before: tuple[Statement, ...]
-    states: frozenset[str]
-    after: tuple[Statement, ...]
-
-    @property
-    def verdict(self) -> str:
-        """The last statement's name; empty for a rule that asks only."""
-        return next(iter(self.after[-1])) if self.after else ""
-
-    @property
-    def leaves(self) -> bool:
-        """Whether the rule may leave its chain other than by a final verdict."""
-        if self.verdict == "vmap":
-            return any(f"'{key}'" in str(self.after[-1]["vmap"]["data"]) for key in _LEAVING) or isinstance(
-                self.after[-1]["vmap"]["data"], str)
-        return self.verdict in _LEAVING
-
-
-class _CannotBeSaidError(Exception):
-    """Why a rule cannot be rewritten, and what to do about it."""
-
-
 def rewrite_states(work: Work, entry: Entry) -> None:
     """Replace *entry*, which asks for a state, or block it."""
     try:
-        _rewrite(work, entry, _questions(work, entry))
-    except _CannotBeSaidError as error:
+        _rewrite(work, entry, questions(work, entry))
+    except CannotBeSaidError as error:
         work.block(entry, *error.args)  # what was made for it is never used then
 
 
-def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
+def _rewrite(work: Work, entry: Entry, asked_for: list[Asked]) -> None:
     tails: list[tuple[Statement, ...]] = []
     reasons: list[str] = []
     widens: list[str] = []
-    for asked in questions:
+    for asked in asked_for:
         tests = tests_of(work.ruleset, entry, asked.before + asked.after)
         # what may come in uninvited may come in invited: then no reply needs to be told apart
         invited = asked.verdict == "accept" and "NEW" in asked.states
@@ -77,70 +50,8 @@ def _rewrite(work: Work, entry: Entry, questions: list[Asked]) -> None:
                 work.note(entry, text)
         if "UNTRACKED" in asked.states or not work.exempt or entry.place in work.exempt_ended:
             settle(work, entry, asked, tests)  # an exempt packet has passed by, whatever its part
-    rules = _whole(work, entry, questions, tails)
+    rules = _whole(work, entry, asked_for, tails)
     work.replaced(entry, rules, "; ".join(reasons), "; ".join(widens) or None)
-
-
-# --- reading the rule ------------------------------------------------------------------
-
-
-def _questions(work: Work, entry: Entry) -> list[Asked]:
-    """What the rule asks; the arms of a verdict map of states one by one."""
-    places = [at for at, statement in enumerate(entry.statements) if stateful.asks_state(statement)]
-    first, last = places[0], places[-1]
-    states = frozenset(STATES)
-    arms: list[tuple[frozenset[str], Statement]] = []
-    for at in places:
-        kind, body = next(iter(entry.statements[at].items()))
-        if kind == "vmap" and stateful.is_state(body["key"]) and at == len(entry.statements) - 1:
-            arms = _arms(work, entry, body["data"])
-            continue
-        found = _states(work, entry, body) if kind == "match" else None
-        if found is None:
-            raise _CannotBeSaidError(*_odd(kind, body))
-        states &= found
-    between = entry.statements[first : last + 1]
-    if any("match" not in statement for statement in between[: -1 if arms else None]):
-        raise _CannotBeSaidError("it asks twice for the state, and does something in between", "make two rules of it")
-    before, after = entry.statements[:first], tuple(s for s in entry.statements[first:] if not stateful.asks_state(s))
-    if not arms:
-        return [Asked(before, states, after)]
-    return [Asked(before, states & mine, (*after, verdict)) for mine, verdict in arms if states & mine]
-
-
-def _states(work: Work, entry: Entry, body: Json) -> frozenset[str] | None:
-    right = body["right"]
-    if not (isinstance(right, str) and right.startswith("@")):
-        return stateful.states_of(body)
-    work.note(entry, f"the set {right[1:]} is read as it is now; the rule does not follow it any more")
-    return stateful.states_of(body, work.ruleset.members(entry, right))
-
-
-def _odd(kind: str, body: Json) -> tuple[str, str]:
-    if kind in ("match", "vmap") and "concat" in str(body.get("left", body.get("key"))):
-        return "it looks up the state together with something else", "make a rule for each state, and look up the rest"
-    if kind == "vmap":
-        return "its verdict map of states is not the rule's end", "move what follows into a rule of its own"
-    return "it uses the state for more than a match", "make a rule for each state"
-
-
-def _arms(work: Work, entry: Entry, data: Json) -> list[tuple[frozenset[str], Statement]]:
-    """The arms of a verdict map, those of one verdict together; what ends most connections' packets first."""
-    arms = work.ruleset.arms(entry, data)
-    if not arms or len(arms) != len(work.ruleset.members(entry, data)):
-        raise _CannotBeSaidError("its verdict map has elements that cannot be told", "write its elements into the rule")
-    if isinstance(data, str):
-        work.note(entry, f"the map {data[1:]} is read as it is now; the rule does not follow it any more")
-    found: dict[str, tuple[frozenset[str], Statement]] = {}
-    for key, verdict in arms:
-        states = stateful.states_of_key(key)
-        if not states:
-            raise _CannotBeSaidError("its verdict map has a key that is no single state", "write its elements as names")
-        known = found.get(str(verdict), (frozenset(), verdict))
-        found[str(verdict)] = (known[0] | states, verdict)
-    order = ("ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "NEW")
-    useful = [arm for arm in found.values() if "continue" not in arm[1]]
-    return sorted(useful, key=lambda arm: min(order.index(state) for state in arm[0]))
 
 
 # --- writing it ------------------------------------------------------------------------
@@ -153,7 +64,7 @@ def _tails(
     exempt = tuple(_around(work, entry, asked, chosen, tests))
     unclear = next((one for one in exempt if one.matches is None), None)
     if unclear:
-        raise _CannotBeSaidError(*_unclear(unclear))
+        raise CannotBeSaidError(*_unclear(unclear))
     pieces = chosen.pieces or ()
     counted = len(pieces) > 1 and asked.verdict != "return" and any(_counts(statement) for statement in asked.after)
     if chosen.pieces is not None and not exempt and not counted:
@@ -189,21 +100,21 @@ _RETURN: Statement = {"return": None}
 
 def _stays(asked: Asked) -> None:
     if asked.leaves:
-        raise _CannotBeSaidError("what it matches takes a chain of its own, and it leaves its chain",
+        raise CannotBeSaidError("what it matches takes a chain of its own, and it leaves its chain",
                             "put what it decides into a chain and jump there")
 
 
 def _whole(
-    work: Work, entry: Entry, questions: list[Asked], tails: list[tuple[Statement, ...]]
+    work: Work, entry: Entry, asked_for: list[Asked], tails: list[tuple[Statement, ...]]
 ) -> list[tuple[Statement, ...]]:
     """The rules as they go in: what does something before the question does it once."""
-    before = questions[0].before if questions else ()
+    before = asked_for[0].before if asked_for else ()
     acts = any("match" not in statement for statement in before)
     if not acts or len(tails) == 1:
         return [_joined(work, entry, before, tail) for tail in tails]
     if not tails:
         return [before]
-    for asked in questions:
+    for asked in asked_for:
         _stays(asked)
     return [(*before, {"jump": {"target": work.new_chain(entry, tails)}})]
 
@@ -255,7 +166,7 @@ def _untracked(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) 
     """The matches that stand for UNTRACKED: one for each exemption that a ``notrack`` grants."""
     for one in seen_by(work.exempt, work.bases(entry), entry.table):
         if one.matches is None:
-            raise _CannotBeSaidError(*_unclear(one))
+            raise CannotBeSaidError(*_unclear(one))
         if may_meet(tests, one.tests):
             yield in_family(one, entry.family)
 
@@ -327,8 +238,11 @@ def _widening(asked: Asked, chosen: Selection) -> str | None:
 
 def _lost(asked: Asked, chosen: Selection) -> str | None:
     """Which replies came through and do not any more (CONTRACT.md, G2)."""
-    if asked.verdict in ("drop", "reject") and "NEW" in asked.states and UDP_REST in {k.part for k in chosen.matched}:
+    refuses = asked.verdict in ("drop", "reject")
+    if refuses and "NEW" in asked.states and UDP_REST in {kind.part for kind in chosen.matched}:
         return "UDP replies that it refuses cannot be told from requests (name their ports in flows.outbound)"
+    if refuses and "NEW" not in asked.states and any(kind.part.reply for kind in chosen.matched):
+        return "UDP requests from the ports that it refuses as replies cannot be told from replies"
     if asked.verdict != "accept" or "ESTABLISHED" not in asked.states:
         return None
     parts = {kind.part for kind in chosen.missed}

@@ -9,8 +9,8 @@ whole or not at all.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from difflib import SequenceMatcher
 
 from .nft_ruleset import Entry, Json, NftRuleSet, Place
 from .nft_stateful import OBJECTS
@@ -66,22 +66,54 @@ def _rules(current: NftRuleSet, wanted: NftRuleSet) -> Iterator[Command]:
 
 
 def _of_chain(old: tuple[Entry, ...], new: tuple[Entry, ...]) -> Iterator[Command]:
-    """Insert before the rule that stands where the new ones go, then delete what is not wanted."""
-    keys = [[_key(entry) for entry in entries] for entries in (old, new)]
-    first = next((at for at, (one, two) in enumerate(zip(*keys)) if one != two), min(len(old), len(new)))
-    matcher = SequenceMatcher(None, keys[0][first:], keys[1][first:], autojunk=False)
-    for tag, a, b, c, d in matcher.get_opcodes():
-        if tag == "equal":
-            continue
-        for entry in new[first + c : first + d]:
-            body = _without_handle(entry)
-            if first + a < len(old):
-                yield {"insert": {"rule": {**body, "handle": old[first + a].body["handle"]}}}
-            else:
-                yield {"add": {"rule": body}}
-        for entry in old[first + a : first + b]:
+    """Insert each new rule before the next one that stays, and delete what is not wanted."""
+    stays = _in_order(_numbered(old), _numbered(new))
+    after = {at: old[stays[at]] for at in stays}
+    following: Entry | None = None
+    anchors: list[Entry | None] = []
+    for at in reversed(range(len(new))):
+        anchors.append(following)
+        following = after.get(at, following)
+    for at, (entry, anchor) in enumerate(zip(new, reversed(anchors))):
+        if at not in stays and anchor is not None:
+            yield {"insert": {"rule": {**_without_handle(entry), "handle": anchor.body["handle"]}}}
+        elif at not in stays:
+            yield {"add": {"rule": _without_handle(entry)}}
+    kept = set(stays.values())
+    for at, entry in enumerate(old):
+        if at not in kept:
             place = {"family": entry.family, "table": entry.table[1], "chain": entry.place[2]}
             yield {"delete": {"rule": {**place, "handle": entry.body["handle"]}}}
+
+
+def _numbered(entries: tuple[Entry, ...]) -> list[tuple[str, int]]:
+    """The key of each rule, and how many equal ones stand before it: no two are the same."""
+    seen: dict[str, int] = {}
+    found = []
+    for key in map(_key, entries):
+        found.append((key, seen.get(key, 0)))
+        seen[key] = seen.get(key, 0) + 1
+    return found
+
+
+def _in_order(old: list[tuple[str, int]], new: list[tuple[str, int]]) -> dict[int, int]:
+    """New place -> old place of the most rules that can stay: the longest increasing subsequence."""
+    places = {key: at for at, key in enumerate(old)}
+    pairs = [(at, places[key]) for at, key in enumerate(new) if key in places]
+    tails: list[int] = []  # the smallest old place that ends a run of each length
+    ends: list[int] = []  # and which pair that is
+    before: list[int] = []
+    for number, (_, place) in enumerate(pairs):
+        length = bisect_left(tails, place)
+        before.append(ends[length - 1] if length else -1)
+        tails[length : length + 1] = [place]
+        ends[length : length + 1] = [number]
+    found: dict[int, int] = {}
+    number = ends[-1] if ends else -1
+    while number >= 0:
+        found[pairs[number][0]] = pairs[number][1]
+        number = before[number]
+    return found
 
 
 def _key(entry: Entry) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from .nft_match import Ranges, Test, common, field_ranges, tests_of
+from .nft_kinds import FAMILIES, NFPROTO, Statement
+from .nft_match import Test, field_ranges, tests_of
 from .nft_ruleset import Base, Entry, NftRuleSet
-from .nft_selection import FAMILIES, NFPROTO, Statement
+from .nft_values import Ranges, common
 from .nft_words import rule_text
 
 # Conntrack's own priority is -200 (NF_IP_PRI_CONNTRACK); what comes later exempts nothing.

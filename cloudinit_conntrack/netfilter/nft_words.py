@@ -46,7 +46,7 @@ def statement_text(statement: Mapping[str, Json]) -> str:
     writer = _STATEMENTS.get(kind)
     try:
         return writer(body) if writer else (kind if body is None else _raw(statement))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         return _raw(statement)
 
 
@@ -68,7 +68,7 @@ def expression_text(value: Json) -> str:
             return f" {kind} ".join(_operand(item, kind) for item in body)
         writer = _EXPRESSIONS.get(kind)
         return writer(body) if writer else _raw(value)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         return _raw(value)
 
 

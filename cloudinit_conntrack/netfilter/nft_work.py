@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from .nft_kinds import Kind, Statement
 from .nft_replies import FamilyReply
 from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
-from .nft_selection import Kind, Statement
 from .nft_untracked import Exemption
 from .nft_words import object_text, statements_text
 from .stateless import CHAIN_PREFIX, Change, Policy, RuleBlocker

@@ -52,6 +52,13 @@ CASES = (
         unanswered=(*ASKED_FREELY, "udp back 53", "udp back 53 big"),
     ),
     Case(
+        "dispatch",
+        works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "tcp in 80 caller closes", "udp in 53", "udp in 53 big",
+               "udp in 514", "ping in", "tcp lo 8080 caller closes"),
+        refused=(*OTHER_REFUSED, "tcp in 8080 caller closes", "udp in 443"),
+        unanswered=ASKED_FREELY,
+    ),
+    Case(
         "two-chains",
         works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "tcp in 80 caller closes", "udp in 53", "udp in 53 big", "ping in"),
         refused=(*OTHER_REFUSED, "udp in 514"),

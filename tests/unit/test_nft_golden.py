@@ -113,7 +113,8 @@ def test_no_handshake_is_newly_let_in(folder: Path) -> None:
 def write_expected() -> None:
     """Write every expected file anew."""
     sources = sorted(Path(__file__).parent.glob("nft/*/in.nft"))
-    for source, listed in zip(sources, load([path.read_text() for path in sources], as_json=False)):
+    for source in sources:
+        (listed,) = load([source.read_text()], as_json=False)  # each in a namespace of its own: handles count from 1
         assert listed.code == 0, f"{source}: {listed.error}"
         folder = source.parent
         (folder / "in.json").write_text(listed.json)
