@@ -57,8 +57,9 @@ def _tracked(work: Work) -> frozenset[str]:
 def _needed(after: NftRuleSet, chain: Entry, tracked: frozenset[str]) -> list[str]:
     """The families whose fragments *chain* would judge otherwise now: not where it takes or refuses all.
 
-    Any refusing rule counts: nft_payload_fast_eval() in nf_tables_core.c reads ports and flags
-    out of later fragments too (seen on 6.18), so a rule for some port refuses them by chance.
+    Any refusing rule counts, also one for some port: on 6.18 later fragments were seen to match a
+    rule for TCP flags (nft_payload_fast_eval() in nf_tables_core.c does not look at
+    ``pkt->fragoff``, read in versions up to 2024), so such a rule refuses them by chance.
     """
     base = chain.base
     if base is None or base.kind == "nat" or base.priority <= DEFRAG:
