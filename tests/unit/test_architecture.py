@@ -15,7 +15,7 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "messages", "fields", "document", "config", "kmod", "shellvars"),
-    ("actions", "journal", "guard", "holders", "plan"),
+    ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
     ("perform", "verify", "transaction", "report", "status", "run"),
     ("boot", "rewriting", "cli", "__main__"),

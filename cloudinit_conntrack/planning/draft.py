@@ -1,0 +1,71 @@
+"""A plan while it is being made, and the values that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..actions import Action
+from ..config import Desired
+from ..netfilter.ruleset import RuleSet
+from ..state import FileImage, State
+
+
+@dataclass(frozen=True)
+class Item:
+    """A blocker, a widening or a finding: a stable *id*, where, why, and what to do."""
+
+    id: str
+    where: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What apply would do.  With blockers nothing is done at all.
+
+    *mode* is the mode that the plan establishes; it differs from the desired one where
+    ``fallback`` settled for less.
+    """
+
+    mode: str
+    actions: tuple[Action, ...] = ()
+    blockers: tuple[Item, ...] = ()
+    widenings: tuple[Item, ...] = ()
+    findings: tuple[Item, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the host is as desired."""
+        return not self.actions and not self.blockers
+
+
+@dataclass
+class Draft:
+    """A plan while it is being made."""
+
+    desired: Desired
+    state: State
+    files: list[Action]
+    rules: list[Action]
+    blockers: list[Item]
+    widenings: list[Item]
+    findings: list[Item]
+
+
+def decoded(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def new_image(image: FileImage, content: bytes) -> FileImage:
+    """*image* with other content, and the time of its writing: backups must see that it changed."""
+    return replace(image, content=content, atime_ns=0, mtime_ns=0)
+
+
+def place_of(ruleset: RuleSet, number: int) -> str:
+    """``table filter, chain INPUT, rule 3`` for the line *number*."""
+    line = next((x for x in ruleset.lines if x.number == number), None)
+    if line is None or line.kind != "rule":
+        return f"line {number}"
+    same = [x.number for x in ruleset.rules(line.table) if x.chain == line.chain]
+    return f"table {line.table}, chain {line.chain}, rule {same.index(number) + 1}"

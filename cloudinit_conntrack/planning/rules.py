@@ -1,0 +1,142 @@
+"""iptables rules, live and saved: what becomes of them, and what that changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import guard
+from ..actions import LoadRules, WriteFile
+from ..config import Desired
+from ..errors import ConntrackError
+from ..netfilter import notrack
+from ..netfilter.iptables import parse_ruleset
+from ..netfilter.ruleset import RuleSet, format_ruleset
+from ..netfilter.stated import stated
+from ..netfilter.stateless import Rewritten, make_stateless
+from ..netfilter.tables import split_tables
+from ..state import LiveRules, SavedFile, State
+from .draft import Draft, Item, decoded, new_image, place_of
+from .flows import bypass_of, bypassing, rewrite_policy
+
+
+def live_to_plan(desired: Desired, state: State) -> tuple[LiveRules, ...]:
+    """The live rule-sets to look at; for notrack also an empty one of the default back end."""
+    found = tuple(live for live in state.live if live.text.strip())
+    if desired.mode != "notrack" or state.kernel is None:
+        return found
+    have = {live.family for live in found}
+    extra = tuple(LiveRules(state.default_backend, f, "") for f in ("ipv4", "ipv6") if f not in have)
+    return found + extra
+
+
+def plan_live(draft: Draft, live: LiveRules) -> None:
+    where = f"live iptables-{live.backend} {live.family}"
+    before = parse_ruleset(live.text, live.family, where)
+    outcome = _change(draft, before, live.backend)
+    key = f"{live.backend}:{live.family}"
+    _report(draft, outcome, where, key, before)
+    if outcome.ruleset is before or outcome.blockers:
+        return
+    _guard(draft, before, outcome.ruleset, where)
+    _state_difference(draft, before, outcome, where, key)
+    old, new, dropped, created = split_tables(before, outcome.ruleset)
+    reason = _summary(outcome, draft.desired.mode)
+    draft.rules.append(LoadRules(live.backend, live.family, old, new, reason, dropped, created))
+
+
+def plan_saved(draft: Draft, saved: SavedFile) -> None:
+    before = parse_ruleset(decoded(saved.image.content), saved.family, saved.path)
+    outcome = _change(draft, before, "")
+    _report(draft, outcome, saved.path, saved.path, before)
+    if outcome.ruleset is before or outcome.blockers:
+        return
+    _guard(draft, before, outcome.ruleset, saved.path)
+    _state_difference(draft, before, outcome, saved.path, saved.path)
+    content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
+    reason = _summary(outcome, draft.desired.mode)
+    draft.files.append(WriteFile(saved.path, saved.image, new_image(saved.image, content), reason))
+
+
+def _change(draft: Draft, ruleset: RuleSet, live_backend: str) -> Rewritten:
+    desired = draft.desired
+    if desired.mode == "notrack":
+        bypass = bypass_of(desired, draft.state.kernel, ruleset.family)
+        return notrack.add_bypass(ruleset, bypass, _nat_somewhere(draft, ruleset.family))
+    own = notrack.strip_own(ruleset)
+    # A live legacy table goes with its module only; yet with "unload" revert must bring it back.
+    drop_nat = not live_backend or desired.mode == "unload"
+    return make_stateless(own, replace(rewrite_policy(desired, draft.state.kernel), drop_empty_nat=drop_nat))
+
+
+def _nat_somewhere(draft: Draft, family: str) -> bool:
+    """Whether any rule-set of *family*, live or saved, translates addresses."""
+    texts = [live.text for live in draft.state.live if live.family == family]
+    texts += [decoded(s.image.content) for s in draft.state.saved if s.kind == "rules" and s.family == family]
+    for text in texts:
+        try:
+            if "*nat" in text and notrack.has_nat(parse_ruleset(text, family)):
+                return True
+        except ConntrackError:
+            continue  # told where the rule-set itself is planned
+    return False
+
+
+def _summary(outcome: Rewritten, mode: str) -> str:
+    if mode == "notrack":
+        count = len(outcome.changes)
+        return f"{count} {'rule is' if count == 1 else 'rules are'} added so that the flows bypass conntrack"
+    changes = [change for change in outcome.changes if change.rule]  # the others are rules that are added
+    count = len(changes)
+    if not count:
+        return "our own rules of 'mode: notrack' are taken out: NOTRACK holds conntrack in use"
+    fates = {"rewritten" if change.becomes else "removed": None for change in changes}
+    what = "rule that depends on conntrack is" if count == 1 else "rules that depend on conntrack are"
+    return f"{count} {what} {' or '.join(sorted(fates, reverse=True))}"
+
+
+def _report(draft: Draft, outcome: Rewritten, where: str, key: str, before: RuleSet) -> None:
+    for blocker in outcome.blockers:
+        place = f"{where}: {place_of(before, blocker.line)}"
+        draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule.strip()}: {blocker.reason}",
+                                   blocker.remedy))
+    for number, note in enumerate(outcome.notes, 1):
+        draft.findings.append(Item(f"note:{key}:{number}", where, note))
+
+
+def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: str, key: str) -> None:
+    """Say which packets are let through otherwise than before, computed from the two rule-sets.
+
+    A handshake that the rewrite newly let in would be our defect: it blocks.  The bypass
+    opens what the configuration names, and says so.
+    """
+    difference, why_not = stated(before, outcome.ruleset)
+    if difference is None:
+        draft.findings.append(Item(f"difference:{key}", where, why_not))
+        for number, change in enumerate(outcome.changes):
+            if change.widens:
+                place = f"{where}: {place_of(before, change.line)}" if change.line else where
+                draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
+        return
+    for number, told in enumerate(difference.widened, 1):
+        draft.widenings.append(Item(f"widening:{key}:{number}", where, str(told)))
+    for number, told in enumerate(difference.narrowed, 1):
+        draft.findings.append(Item(f"narrowing:{key}:{number}", where, f"no longer accepted: {told}"))
+    if draft.desired.mode != "notrack":
+        for told in difference.handshakes[:3]:
+            draft.blockers.append(Item(f"handshake:{key}", where, f"the new rules would let in {told}",
+                                       "this is our defect: report it with the rule-set"))
+
+
+def _guard(draft: Draft, before: RuleSet, after: RuleSet, where: str) -> None:
+    keep = draft.desired.guard.keep
+    ports = draft.state.sshd_ports if keep is None else keep
+    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports)):
+        draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
+                                   "add an accept rule for the port, or take it out of guard.keep"))
+    if draft.desired.mode == "notrack":
+        return
+    tcp = [f.ports[0] for f in draft.desired.flows.frontends if f.protocol == "tcp"]
+    closed = ", ".join(str(port) for port in tcp if guard.is_closed(before, port))
+    if closed:
+        draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
+                                   "add an accept rule if clients shall reach it"))
