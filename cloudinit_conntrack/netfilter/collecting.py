@@ -19,4 +19,7 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if was_on:
+            # what was made counts as old from here on, or the next collection would look through all of it
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
-from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet
+from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet, Shape
 
 # iptables-restore reads lines into a buffer of 10,240 bytes and takes the rest of a longer
 # one for the next line (xtables-restore.c, iptables-restore.c).
@@ -43,6 +43,9 @@ COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
 PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])(?:[ \t]+|$)")
 OPTION = re.compile(r"--?[A-Za-z]|-[46]$")
 WORD = re.compile("[^ \t]+")
+# What differs most from rule to rule: addresses, interfaces, ports.
+PLACES = re.compile(r"( -[sdio] | --[sd]ports? )([^ \t\"!-][^ \t\"]*)")
+GAP = "\0"  # stands for such a value in a rule's shape; no rule-set holds one
 # One option of a rule without quotes: its ``!``, its word, and every word up to the next option or ``!``.
 PLAIN_OPTION = re.compile(
     r"(?:(!)[ \t]+)?([^ \t]+)((?:[ \t]+(?!--?[A-Za-z]|-[46](?:[ \t]|$)|!(?:[ \t]|$))[^ \t]+)*)"
@@ -247,6 +250,47 @@ def _word(text: str, start: int) -> Word:
 
 def parse_rule(text: str) -> Rule:
     """Parse one command line (counters allowed in front), as a Rule."""
+    shape = shape_of(text)
+    return parse_words(text) if shape is None else cast(text, shape)
+
+
+def shape_of(text: str) -> Shape | None:
+    """What the command *text* has in common with others; ``None`` where quotes stand in the way."""
+    if '"' in text or GAP in text:
+        return None
+    counted = PLAIN_COUNTERS.match(text)
+    pieces = PLACES.split(text[counted.end() :] if counted else text)
+    values = pieces[2::3]
+    pieces[2::3] = [GAP] * len(values)
+    return Shape("".join(pieces), tuple(values), text[: counted.end()] if counted else "")
+
+
+def cast(text: str, shape: Shape) -> Rule:
+    """The rule *text*, whose *shape* was parsed before: twice as fast as parsing it."""
+    like = like_of(shape.text)
+    if not shape.values and not shape.counters:
+        return like
+    values = iter(shape.values)
+    shift = len(shape.counters)
+    options: list[Option] = []
+    for name, args, negated, start, end in like.options:
+        begin = start + shift
+        if GAP in args:
+            filled = tuple([next(values) if arg == GAP else arg for arg in args])
+            shift += sum(map(len, filled)) - sum(map(len, args))
+            args = filled
+        options.append(Option(name, args, negated, begin, end + shift))
+    return Rule(text, like.command, like.chain, shape.counters.strip(" \t"), tuple(options))
+
+
+@lru_cache(maxsize=8192)
+def like_of(shape: str) -> Rule:
+    """The rule that *shape* is, with gaps for its addresses, interfaces and ports."""
+    return parse_words(shape)
+
+
+def parse_words(text: str) -> Rule:
+    """Parse one command line without regard to what was parsed before."""
     plain = _plain_rule(text) if '"' not in text else None
     if plain is not None:
         return plain

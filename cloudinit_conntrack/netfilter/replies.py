@@ -120,9 +120,10 @@ def replies_seen(replies: Mapping[str, tuple[Reply, ...]], hooks: Iterable[str])
 
 def _mirrored(line: Line, hook: str, local_ports: Ports) -> list[tuple[str, Reply]]:
     """The replies to what *line* lets through as new UDP, each with the hook that sees it."""
-    rule = line.rule
-    if rule.target != "ACCEPT" or not _is_udp(rule) or _on_loopback(rule):
+    like = line.like
+    if like.target != "ACCEPT" or not _is_udp(like) or _on_loopback(line.rule):
         return []
+    rule = line.rule
     states = states_of(rule)
     if states is not None and "NEW" not in states:
         return []

@@ -38,6 +38,17 @@ class Option(NamedTuple):
         return self.args[0] if self.args else ""
 
 
+class Shape(NamedTuple):
+    """What many rules have in common: *text* has a gap for each of *values*, in their order.
+
+    *counters* is what stood before it, ``[5:300]`` with its blanks.
+    """
+
+    text: str
+    values: tuple[str, ...]
+    counters: str
+
+
 @dataclass(frozen=True)
 class Rule:
     """One command of a table.  *text* has no line end; *counters* is ``[1:60]`` or empty."""
@@ -94,17 +105,23 @@ class Line:
     @cached_property
     def rule(self) -> Rule:
         """The parsed command of a ``rule`` line."""
-        from . import iptables  # the grammar stands above this file's values
+        return iptables.parse_rule(self.text) if self.shape is None else iptables.cast(self.text, self.shape)
 
-        return iptables.parse_rule(self.text)
+    @cached_property
+    def shape(self) -> Shape | None:
+        """What this ``rule`` line has in common with others."""
+        return iptables.shape_of(self.text)
+
+    @cached_property
+    def like(self) -> Rule:
+        """The rule, maybe with gaps for addresses, interfaces and ports: where they have no part in the question."""
+        return self.rule if self.shape is None else iptables.like_of(self.shape.text)
 
     @property
     def command(self) -> str:
         """The command of a ``rule`` line (``-A``), found without parsing the rest where that is possible."""
         if self.text.startswith("-A "):
             return "-A"
-        from . import iptables
-
         start = iptables.start_of(self.text)
         return start[0] if start else self.rule.command
 
@@ -176,6 +193,8 @@ class RuleSet:
 
     def reached(self, table: str, start: str) -> set[str]:
         """The chains of *table* that a packet may come to from *start*, itself included."""
+        if all(chain in HOOKS for chain in self.chains[table]):
+            return {start}  # no rule can jump
         seen: set[str] = set()
         waiting = [start]
         while waiting:
@@ -183,7 +202,7 @@ class RuleSet:
             if chain in seen:
                 continue
             seen.add(chain)
-            targets = (x.rule.target for x in self.appended.get((table, chain), ()))
+            targets = (x.like.target for x in self.appended.get((table, chain), ()))
             waiting.extend(t for t in targets if t in self.chains[table])
         return seen
 
@@ -196,3 +215,6 @@ def format_ruleset(ruleset: RuleSet) -> str:
     """The text of *ruleset*, ready for ``iptables-restore``."""
     text = "\n".join(line.text for line in ruleset.lines)
     return text + "\n" if ruleset.final_newline and ruleset.lines else text
+
+
+from . import iptables  # noqa: E402 - the grammar stands above these values, and a line asks it when it is read

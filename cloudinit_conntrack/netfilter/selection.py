@@ -65,15 +65,21 @@ def parts_for(rule: Rule, family: str, replies: tuple[Reply, ...]) -> tuple[Part
 _PLACES = frozenset(("-A", "-s", "-d", "-i", "-o", "--sport", "--dport", "--sports", "--dports", "--comment"))
 
 
-def shape(rule: Rule, replies: bool) -> tuple[tuple[str, tuple[str, ...], bool], ...] | None:
-    """What :func:`parts_for` and :func:`select` look at in *rule*: rules of one shape get one answer.
+def shape(rule: Rule) -> tuple[tuple[str, tuple[str, ...], bool], ...]:
+    """What :func:`parts_for` and :func:`select` look at in *rule*, where places do not matter."""
+    return tuple([(o.name, o.args, o.negated) for o in rule.options if o.name not in _PLACES])
 
-    ``None`` for a rule whose places matter too, since it may match UDP *replies*.
+
+def alike(rule: Rule, states: frozenset[str], replies: bool) -> bool:
+    """Whether :func:`select` answers the same for every rule that differs from *rule* in places only.
+
+    Not where the rule may match UDP *replies* and they matter: to an ACCEPT of what is new they do not.
     """
     protocol = rule.first("-p")
-    if replies and (protocol is None or protocol.negated or protocol.value not in ("tcp", "icmp", "ipv6-icmp")):
-        return None
-    return tuple([(o.name, o.args, o.negated) for o in rule.options if o.name not in _PLACES])
+    if not replies or (protocol is not None and not protocol.negated
+                       and protocol.value in ("tcp", "icmp", "ipv6-icmp")):
+        return True
+    return rule.target == "ACCEPT" and "NEW" in states and "ESTABLISHED" not in states
 
 
 def reply_part(reply: Reply) -> Part:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from netfilter_kernel import BACKENDS, load, rules_of
 
 from cloudinit_conntrack.errors import RulesSyntaxError
-from cloudinit_conntrack.netfilter.iptables import LONGEST_LINE, parse_rule, parse_ruleset, words_of
+from cloudinit_conntrack.netfilter.iptables import LONGEST_LINE, parse_rule, parse_ruleset, parse_words, words_of
 from cloudinit_conntrack.netfilter.replies import port_range
 from cloudinit_conntrack.netfilter.ruleset import Option, Rule, format_ruleset
 from cloudinit_conntrack.netfilter.stateful import dependency
@@ -124,6 +124,12 @@ TEXTS = st.tuples(st.lists(TABLES, max_size=3), st.sampled_from(("", "\n", "\n\n
 @given(TEXTS)
 def test_format_gives_back_what_was_parsed(text: str) -> None:
     assert format_ruleset(parse_ruleset(text, "ipv4")) == text
+
+
+@SETTINGS
+@given(RULES)
+def test_a_rule_read_by_its_shape_is_the_rule_read_word_by_word(text: str) -> None:
+    assert parse_rule(text) == parse_words(text)
 
 
 @SETTINGS

@@ -297,6 +297,42 @@ def test_any_ruleset_with_exemptions(text: str) -> None:
     judge(text)
 
 
+PLACES = ("", "-s 10.0.0.0/8", "-s 10.1.0.0/16", "! -d 10.0.0.1", "-d 10.0.0.2", "-i eth0", "! -i eth1", "-o eth2")
+PORTS = ("", "--dport 22", "--dport 80", "--dport 40000", "--sport 53", "! --dport 1:100", "--sport 53 --dport 40000")
+SETTLING = ("-p tcp -j ACCEPT", "-p udp -j DROP", "-m state --state NEW -j DROP", "-p udp -m state --state NEW -j DROP")
+
+
+@st.composite
+def rules_alike(draw: st.DrawFn) -> list[str]:
+    """A few kinds of rules, each said of several places, and some that settle what comes behind."""
+    found = [f"-A INPUT {rule}" for rule in draw(st.lists(st.sampled_from(SETTLING), min_size=1, max_size=2))]
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(("-p udp -m udp PORTS", "-p udp -m udp PORTS", "-p tcp PORTS", "")))
+        states = ",".join(draw(st.lists(st.sampled_from(STATES), min_size=1, max_size=3, unique=True)))
+        state = draw(st.sampled_from(("", f"-m state --state {states}", "-m state --state NEW")))
+        target = draw(st.sampled_from(("ACCEPT", "ACCEPT", "DROP", "REJECT", "LOG", "U1")))
+        for _ in range(draw(st.integers(2, 6))):
+            counters = draw(st.sampled_from(("", "", "[5:300] ")))
+            words = [draw(st.sampled_from(PLACES)), kind.replace("PORTS", draw(st.sampled_from(PORTS))), state, MARKED]
+            found.append(" ".join([f"{counters}-A INPUT", *filter(None, words), f"-j {target}"]))
+    return draw(st.permutations(found))
+
+
+MARKED = "-m mark --mark 0x1"
+
+
+@SETTINGS
+@given(rules_alike())
+def test_rules_alike_become_what_each_becomes_alone(lines: list[str]) -> None:
+    """What a rule became is used again for its like; with a mark of its own each rule is one of a kind."""
+    single = [line.replace(MARKED, f"-m mark --mark {number:#x}") for number, line in enumerate(lines, 0x100)]
+    together, apart = (rewritten(ruleset("-A U1 -j LOG", *each)) for each in (lines, single))
+    assert format_ruleset(together.ruleset) == re.sub("--mark 0x[0-9a-f]+", "--mark 0x1", format_ruleset(apart.ruleset))
+    assert [(c.reason, c.widens) for c in together.changes] == [(c.reason, c.widens) for c in apart.changes]
+    assert together.notes == apart.notes
+    assert [b.line for b in together.blockers] == [b.line for b in apart.blockers]
+
+
 # --- the kernel says the same -----------------------------------------------------------
 
 
