@@ -121,7 +121,7 @@ def _universe(family: str, every: list[tuple[Test, ...]]) -> Universe:
     sizes = (len(protocols) + 1, 256, len(STATES), len(ports) - 1, len(ports) - 1, len(addresses) - 1,
              len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1, *(2 for _ in conditions))
     return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
-                    tuple(conditions), Space(sizes))
+                    tuple(reversed(conditions)), Space(sizes))
 
 
 def _cuts(ranges: Ranges) -> set[int]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Callable, Union
 
 Box = dict[int, int]
+# A thousand rules make 26,000 nodes; conditions that hang together badly double them with each rule.
+MOST_NODES = 200_000
 
 
 class Node:
@@ -29,13 +31,49 @@ class Node:
 PacketSet = Union[Node, bool]
 
 
+def _both(one: PacketSet, two: PacketSet) -> PacketSet | None:
+    if one is False or two is False:
+        return False
+    if one is True:
+        return two
+    return one if two is True or one is two else None
+
+
+def _either(one: PacketSet, two: PacketSet) -> PacketSet | None:
+    if one is True or two is True:
+        return True
+    if one is False:
+        return two
+    return one if two is False or one is two else None
+
+
+def _without(one: PacketSet, two: PacketSet) -> PacketSet | None:
+    if one is False or two is True or one is two:
+        return False
+    return one if two is False else None
+
+
+# What needs no look into the sets; ``None`` where it does.
+_READY: dict[str, Callable[[PacketSet, PacketSet], PacketSet | None]] = {
+    "and": _both, "or": _either, "not": _without,
+}
+
+
 @dataclass
 class Space:
-    """The dimensions, by the number of atoms that each has, and every node made so far."""
+    """The dimensions, by the number of atoms that each has, and every node made so far.
+
+    ValueError from any of its methods when the sets grow beyond all use.
+    """
 
     sizes: tuple[int, ...]
     _nodes: dict[tuple[int, tuple[tuple[int, int], ...]], Node] = field(default_factory=dict)
     _memo: dict[tuple[str, int, int], PacketSet] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes were made."""
+        return len(self._nodes)
 
     def full(self, dimension: int) -> int:
         """The mask of every atom of *dimension*."""
@@ -51,31 +89,15 @@ class Space:
 
     def both(self, one: PacketSet, two: PacketSet) -> PacketSet:
         """The intersection."""
-        if one is False or two is False:
-            return False
-        if one is True:
-            return two
-        if two is True or one is two:
-            return one
-        return self._combine("and", one, two, self.both)
+        return self._combine("and", one, two)
 
     def either(self, one: PacketSet, two: PacketSet) -> PacketSet:
         """The union."""
-        if one is True or two is True:
-            return True
-        if one is False:
-            return two
-        if two is False or one is two:
-            return one
-        return self._combine("or", one, two, self.either)
+        return self._combine("or", one, two)
 
     def without(self, one: PacketSet, two: PacketSet) -> PacketSet:
         """What is in *one* and not in *two*."""
-        if one is False or two is True or one is two:
-            return False
-        if two is False:
-            return one
-        return self._combine("not", one, two, self.without)
+        return self._combine("not", one, two)
 
     def any_of(self, found: PacketSet, dimension: int) -> PacketSet:
         """*found* with *dimension* forgotten: a packet is in it if any atom of it is."""
@@ -101,19 +123,40 @@ class Space:
             for mask, child in found.edges:
                 yield from self.boxes(child, {**done, found.dimension: mask})
 
-    def _combine(
-        self, name: str, one: PacketSet, two: PacketSet, again: Callable[[PacketSet, PacketSet], PacketSet]
-    ) -> PacketSet:
+    def split(self, found: PacketSet, dimension: int, done: Box | None = None) -> Iterator[tuple[Box, PacketSet]]:
+        """Boxes of the dimensions before *dimension*, each with what is left to ask of the others."""
+        done = done or {}
+        if isinstance(found, Node) and found.dimension < dimension:
+            for mask, child in found.edges:
+                yield from self.split(child, dimension, {**done, found.dimension: mask})
+        elif found is not False:
+            yield dict(done), found
+
+    def asked(self, found: PacketSet) -> frozenset[int]:
+        """The dimensions on which *found* depends."""
+        seen: dict[int, PacketSet] = {}
+        waiting = [found]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Node) and id(node) not in seen:
+                seen[id(node)] = node
+                waiting += [child for _, child in node.edges]
+        return frozenset(node.dimension for node in seen.values() if isinstance(node, Node))
+
+    def _combine(self, name: str, one: PacketSet, two: PacketSet) -> PacketSet:
+        """*one* and *two* combined, edge by edge.  One frame a dimension: Python's stack bounds their number."""
+        ready = _READY[name](one, two)
+        if ready is not None:
+            return ready
         key = (name, id(one), id(two))
         if key in self._memo:
             return self._memo[key]
         dimension = min(x.dimension for x in (one, two) if isinstance(x, Node))
-        edges = [
-            (mask & other, again(child, peer))
-            for mask, child in self._edges(one, dimension)
-            for other, peer in self._edges(two, dimension)
-            if mask & other
-        ]
+        edges: list[tuple[int, PacketSet]] = []
+        for mask, child in self._edges(one, dimension):
+            for other, peer in self._edges(two, dimension):
+                if mask & other:
+                    edges.append((mask & other, self._combine(name, child, peer)))
         self._memo[key] = self._node(dimension, edges)
         return self._memo[key]
 
@@ -134,5 +177,7 @@ class Space:
             return next(iter(children.values()))
         key = (dimension, tuple(sorted((mask, name) for name, mask in masks.items())))
         if key not in self._nodes:
+            if len(self._nodes) >= MOST_NODES:
+                raise ValueError("too many combinations of conditions")
             self._nodes[key] = Node(dimension, tuple((mask, children[name]) for mask, name in key[1]))
         return self._nodes[key]

@@ -191,6 +191,33 @@ class RuleSet:
                     found.setdefault((table, chain), set()).add(hook)
         return {key: tuple(h for h in HOOKS if h in hooks) for key, hooks in found.items()}
 
+    def walked(self) -> Iterator[Line]:
+        """Every command line, as packets meet them: what a rule jumps to stands behind the rule."""
+        seen: set[tuple[str, str]] = set()
+        for table, chains in self.chains.items():
+            for chain in sorted(chains, key=lambda name: name not in HOOKS):  # what no hook reaches comes last
+                yield from self._walked(table, chain, seen)
+        yield from (line for line in self.rules() if line.command not in ("-A", "-I"))
+
+    def _walked(self, table: str, start: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
+        waiting = [iter(self._entered(table, start, seen))]
+        while waiting:
+            for line in waiting[-1]:
+                yield line
+                target = line.like.target
+                if target in self.chains[table]:
+                    waiting.append(iter(self._entered(table, target, seen)))
+                    break
+            else:
+                waiting.pop()
+
+    def _entered(self, table: str, chain: str, seen: set[tuple[str, str]]) -> tuple[Line, ...]:
+        """The rules of *chain*, the first time only."""
+        if (table, chain) in seen:
+            return ()
+        seen.add((table, chain))
+        return self.appended.get((table, chain), ())
+
     def reached(self, table: str, start: str) -> set[str]:
         """The chains of *table* that a packet may come to from *start*, itself included."""
         if all(chain in HOOKS for chain in self.chains[table]):

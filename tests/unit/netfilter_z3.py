@@ -226,7 +226,7 @@ class Firewall:
                     known.append(z3.Not(found) if negated else found)
                     # the tcp match lets nothing pass that is no TCP, and so on
         if foreign:
-            known.append(unknown(" ".join(sorted(foreign))))
+            known.append(unknown(" ".join(sorted(foreign, key=lambda text: (text[:3] != "-m ", text)))))
         return Judged(z3.And(*known), target, goto, target == "NOTRACK" or "--notrack" in words)
 
     def _match(self, name: str, args: list[str]) -> Any:
