@@ -12,11 +12,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from . import edit, effects, fragments, selection, stateful
+from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
-from .iptables import GAP, chain_of, parse_rule
+from .iptables import chain_of, parse_rule
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
-from .ruleset import HOOKS, Line, Rule, RuleSet, Shape
+from .ruleset import HOOKS, Line, Rule, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
 CHAIN_PREFIX = "stateless-"
@@ -84,18 +84,6 @@ class _Choice(NamedTuple):
     widening: str | None
 
 
-class _Known(NamedTuple):
-    """What became of one rule, and becomes of each that differs in addresses, interfaces and ports only.
-
-    *texts* have gaps for them; ``None`` where the rule is kept.  *notes* are without their place.
-    """
-
-    texts: tuple[str, ...] | None
-    notes: tuple[str, ...] = ()
-    reason: str = ""
-    widening: str | None = None
-
-
 @dataclass
 class _Work:
     """What one run of the rewrite carries along."""
@@ -110,9 +98,9 @@ class _Work:
     notes: dict[str, None] = field(default_factory=dict)
     decided: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     new_chains: dict[str, dict[str, int]] = field(default_factory=dict)
-    alike: dict[Hashable, _Choice] = field(default_factory=dict)
+    choices: dict[Hashable, _Choice] = field(default_factory=dict)
     seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
-    known: dict[Hashable, _Known] = field(default_factory=dict)
+    known: dict[Hashable, alike.Known] = field(default_factory=dict)
     effort: int = 0
 
     @property
@@ -167,13 +155,12 @@ def _kept_whole(work: _Work) -> RuleSet:
 
 
 def _rewrite_rule(work: _Work, line: Line) -> None:
-    shape = line.shape
-    known = work.known.get(_key(work, line, shape))
-    if known is not None and shape is not None:
-        _as_known(work, line, shape, known)
+    known = work.known.get(alike.key(line, work.decided.get((line.table, line.chain))))
+    if known is not None:
+        _as_known(work, line, known)
         return
     if not stateful.may_depend(line):
-        _know(work, line, _Known(None))
+        _know(work, line, alike.Known(None))
         _keep(work, line)
         return
     rule = line.rule
@@ -184,7 +171,7 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
                    "cannot be told from the rule; the kernel's own evidence decides"] = None
     if found is None:
         if not unknown:
-            _know(work, line, _Known(None))
+            _know(work, line, alike.Known(None))
         _keep(work, line)
     elif rule.command not in ("-A", "-I"):
         _block(work, line, f"{rule.command} of a stateful rule", "save the rules with iptables-save and use that file")
@@ -202,37 +189,22 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
         _rewrite_states(work, line)
 
 
-def _key(work: _Work, line: Line, shape: Shape | None) -> Hashable:
-    """What decides about *line* apart from its addresses, interfaces and ports; ``None`` if it names none."""
-    if shape is None or not shape.values or shape.text[:3] != "-A ":
-        return None
-    return shape.text, line.table, work.decided.get((line.table, line.chain))
-
-
-def _know(work: _Work, line: Line, known: _Known) -> None:
-    key = _key(work, line, line.shape)
+def _know(work: _Work, line: Line, known: alike.Known) -> None:
+    key = alike.key(line, work.decided.get((line.table, line.chain)))
     if key is not None:
         work.known[key] = known
 
 
-def _as_known(work: _Work, line: Line, shape: Shape, known: _Known) -> None:
+def _as_known(work: _Work, line: Line, known: alike.Known) -> None:
     """Do with *line* what was done with one like it.  Neither settles anything, since both name places."""
     if known.texts is None:
         work.lines.append(line)
         return
-    counters = shape.counters if len(known.texts) == 1 or not shape.counters else "[0:0] "
-    texts = tuple([counters + _filled(text, shape.values) for text in known.texts])
+    texts = alike.becomes(known.texts, line)
     for note in known.notes:
         work.notes[f"{work.ruleset.name}:{line.number}: {note}"] = None
     work.lines += [Line(line.number, text, "rule", line.table, line.chain) for text in texts]
     work.changes.append(Change(line.number, line.text, texts, known.reason, known.widening))
-
-
-def _filled(text: str, values: tuple[str, ...]) -> str:
-    """*text* with *values* in its gaps."""
-    words = text.split(GAP)
-    found = [word for pair in zip(words, values) for word in pair]
-    return "".join([*found, words[-1]])
 
 
 def _keep(work: _Work, line: Line) -> None:
@@ -307,20 +279,11 @@ def _rewrite_states(work: _Work, line: Line) -> None:
             return
         texts += extra
     if not work.exempt and chosen.form == "beside" and selection.alike(rule, states, bool(_replies_for(work, line))):
-        _know_rewritten(work, line, choice)
+        gaps = alike.texts_with_gaps(line, chosen)
+        _know(work, line, alike.Known(gaps, choice.notes, choice.reason, choice.widening))
     _replace(work, line, texts, choice.reason, choice.widening)
     if rule.command == "-A" and ("UNTRACKED" in states or not work.exempt):
         _settle(work, line, states)  # an exempt packet has passed by, whatever its part
-
-
-def _know_rewritten(work: _Work, line: Line, choice: _Choice) -> None:
-    """Keep what *line* becomes for others like it, if all that is left open stands in the new rules as well."""
-    shape = line.shape
-    if shape is None:
-        return
-    texts = tuple(edit.rebuilt(line.like, piece.protocol, piece.matches) for piece in choice.selection.pieces)
-    if all(text.count(GAP) == len(shape.values) for text in texts):
-        _know(work, line, _Known(texts, choice.notes, choice.reason, choice.widening))
 
 
 def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
@@ -330,7 +293,7 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     # an inserted rule stands before those that settled something
     decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
     shape = selection.shape(rule) if selection.alike(rule, states, bool(replies)) else None
-    known = work.alike.get((shape, decided)) if shape is not None else None
+    known = work.choices.get((shape, decided)) if shape is not None else None
     if known is not None:
         return known
     parts = selection.parts_for(rule, work.ruleset.family, replies)
@@ -339,7 +302,7 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     told = effects.reason(rule, states, chosen), effects.widening(rule, states, chosen)
     choice = _Choice(chosen, tuple(text for text in notes if text), *told)
     if shape is not None:
-        work.alike[shape, decided] = choice
+        work.choices[shape, decided] = choice
     return choice
 
 
