@@ -34,11 +34,10 @@ def key(line: Line, decided: frozenset[str] | None) -> Hashable:
     return shape.text, line.table, decided
 
 
-def texts_with_gaps(line: Line, chosen: Selection) -> tuple[str, ...]:
-    """The rules that *line* becomes, side by side, with gaps for its places."""
+def texts_with_gaps(line: Line, chosen: Selection) -> tuple[str, ...] | None:
+    """The rules that *line* becomes, side by side, with gaps for its places; ``None`` where one was narrowed."""
     texts = tuple(edit.rebuilt(line.like, piece.protocol, piece.matches) for piece in chosen.pieces)
-    assert all(text.count(GAP) == line.like.text.count(GAP) for text in texts), "a place was narrowed"
-    return texts
+    return texts if all(text.count(GAP) == line.like.text.count(GAP) for text in texts) else None
 
 
 def becomes(texts: tuple[str, ...], line: Line) -> tuple[str, ...]:

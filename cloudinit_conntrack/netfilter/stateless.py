@@ -280,7 +280,8 @@ def _rewrite_states(work: _Work, line: Line) -> None:
         texts += extra
     if not work.exempt and chosen.form == "beside" and selection.alike(rule, states, bool(_replies_for(work, line))):
         gaps = alike.texts_with_gaps(line, chosen)
-        _know(work, line, alike.Known(gaps, choice.notes, choice.reason, choice.widening))
+        if gaps is not None:
+            _know(work, line, alike.Known(gaps, choice.notes, choice.reason, choice.widening))
     _replace(work, line, texts, choice.reason, choice.widening)
     if rule.command == "-A" and ("UNTRACKED" in states or not work.exempt):
         _settle(work, line, states)  # an exempt packet has passed by, whatever its part
