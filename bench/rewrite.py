@@ -16,16 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.rules import saved_rules
+from bench.rules import saved_rules, whitelist
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 SIZES = (100, 10_000, 100_000)
-DIFFERENCE_SIZES = (50, 100, 300, 1000)
+DIFFERENCES = {
+    "ports and addresses": (saved_rules, (50, 100, 300, 1000)),
+    "hardware addresses": (whitelist, (50, 100, 300)),
+}
 ROUNDS = 3
 
 # The whole of our way: reading, parsing, rewriting, writing.
@@ -113,16 +116,16 @@ def rewriting(directory: Path) -> list[dict[str, Any]]:
 
 
 def differing(directory: Path) -> list[dict[str, Any]]:
-    """The difference at every size."""
+    """The difference of every kind of rules at every size."""
     return [
-        rows("difference", size, [compared(_file(directory, size)) for _ in range(ROUNDS)], ("seconds",))
-        for size in DIFFERENCE_SIZES
+        rows(name, size, [compared(_file(directory, size, made)) for _ in range(ROUNDS)], ("seconds",))
+        for name, (made, sizes) in DIFFERENCES.items() for size in sizes
     ]
 
 
-def _file(directory: Path, size: int) -> Path:
+def _file(directory: Path, size: int, made: Callable[[int], str] = saved_rules) -> Path:
     path = directory / f"{size}.rules"
-    path.write_text(saved_rules(size))
+    path.write_text(made(size))
     return path
 
 
@@ -150,8 +153,8 @@ def table(found: dict[str, Any]) -> str:
         f"| {row['memory']['median']:.0f} |"
         for row in found["rewrite"]
     ]
-    lines += ["", "| rules | seconds for the stated difference |", "|---:|---:|"]
-    lines += [f"| {row['rules']:,} | {_told(row['seconds'])} |" for row in found["difference"]]
+    lines += ["", "| rules | that name | seconds for the stated difference |", "|---:|---|---:|"]
+    lines += [f"| {row['rules']:,} | {row['program']} | {_told(row['seconds'])} |" for row in found["difference"]]
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,14 @@ def saved_rules(count: int, seed: int = 1) -> str:
     return "\n".join([*HEAD, *(_rule(chance) for _ in range(count - own)), *TAIL]) + "\n"
 
 
+def whitelist(count: int) -> str:
+    """iptables-save text of *count* rules, each with a condition that the difference does not model."""
+    own = len([line for line in (*HEAD, *TAIL) if line.startswith("-A")])
+    addresses = (f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(count - own))
+    rules = (f"-A INPUT -m mac --mac-source {address} -m state --state NEW -j ACCEPT" for address in addresses)
+    return "\n".join([*HEAD, *rules, *TAIL]) + "\n"
+
+
 def _rule(chance: random.Random) -> str:
     source = f"-s {_network(chance)} " if chance.random() < 0.6 else ""
     protocol = chance.choice(("tcp", "tcp", "tcp", "udp"))
