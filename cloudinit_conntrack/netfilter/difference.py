@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .packets import Box, PacketSet
-from .parts import TCP, icmp_parts
+from .parts import MIDWAY, TCP, flags_matching, icmp_parts
 from .ruleset import Rule, RuleSet
 from .stateful import is_notrack
 from .telling import Told, told_of
@@ -59,15 +59,23 @@ def told(universe: Universe, sets: Iterable[tuple[str, PacketSet, PacketSet]]) -
     for hook, old, new in sets:
         if old is new:
             continue
-        old, new = _at_hook(universe, old, hook), _at_hook(universe, new, hook)
-        more = space.any_of(space.both(space.without(new, old), _stray(universe)), STATE)
-        running = _running(universe)
-        less = space.any_of(space.both(space.without(old, new), running), STATE)
-        kept = space.any_of(space.both(space.both(old, new), running), STATE)
+        more, less = changed(universe, hook, old, new)
+        both = _at_hook(universe, space.both(old, new), hook)
+        kept = space.any_of(space.both(both, _running(universe)), STATE)
         opening = space.both(more, _handshake(universe))
         lost = _lost(universe, hook, less, kept)
         found.append((told_of(universe, hook, more), lost, told_of(universe, hook, opening)))
     return Difference(*(tuple(text for one in found for text in one[kind]) for kind in range(3)))
+
+
+def changed(universe: Universe, hook: str, old: PacketSet, new: PacketSet) -> tuple[PacketSet, PacketSet]:
+    """The packets, states forgotten, that *new* lets through at *hook* and *old* did not, where they belong
+    to no connection; and the reverse, where they belong to one."""
+    space = universe.space
+    old, new = _at_hook(universe, old, hook), _at_hook(universe, new, hook)
+    more = space.both(space.without(new, old), _stray(universe))
+    less = space.both(space.without(old, new), _running(universe))
+    return space.any_of(more, STATE), space.any_of(less, STATE)
 
 
 def _at_hook(universe: Universe, found: PacketSet, hook: str) -> PacketSet:
@@ -170,7 +178,7 @@ class _Walk:
 
 
 def _by_part(universe: Universe, states: dict[str, tuple[str, ...]]) -> PacketSet:
-    """(packet, state) for every part of traffic; *states* maps a part's name or state to states."""
+    """(packet, state) for every part of traffic; *states* maps a part's state to states, and what they are midway."""
     space = universe.space
     found: PacketSet = False
 
@@ -180,12 +188,14 @@ def _by_part(universe: Universe, states: dict[str, tuple[str, ...]]) -> PacketSe
 
     for part in TCP:
         bits = sum(1 << flags for flags in part.flags)
-        add({PROTOCOL: universe.protocol_mask(6), DETAIL: bits}, states.get(part.name, states[part.state]))
+        add({PROTOCOL: universe.protocol_mask(6), DETAIL: bits}, states[part.state])
+    midway = sum(1 << flags for flags in flags_matching(*MIDWAY))
+    add({PROTOCOL: universe.protocol_mask(6), DETAIL: midway}, states.get("midway", ()))
     listed = 0
     icmp = universe.protocol_mask(universe.icmp)
     for part in icmp_parts(universe.family)[:-1]:
         listed |= 1 << part.icmp_type
-        add({PROTOCOL: icmp, DETAIL: 1 << part.icmp_type}, states.get(part.name, states["icmp " + part.state]))
+        add({PROTOCOL: icmp, DETAIL: 1 << part.icmp_type}, states["icmp " + part.state])
     add({PROTOCOL: icmp, DETAIL: space.full(DETAIL) & ~listed}, ("INVALID",))
     rest = space.full(PROTOCOL) & ~(universe.protocol_mask(6) | icmp)
     add({PROTOCOL: rest}, states["datagram"])
@@ -193,9 +203,9 @@ def _by_part(universe: Universe, states: dict[str, tuple[str, ...]]) -> PacketSe
 
 
 def _stray(universe: Universe) -> PacketSet:
-    """States of packets that belong to no connection; conntrack may pick up a stream midway (NEW)."""
+    """States of packets that belong to no connection; a stream that is picked up midway is NEW, or INVALID."""
     return _by_part(universe, {
-        "NEW": ("NEW",), "ack": ("INVALID",), "rst": ("INVALID",), "INVALID": ("INVALID",), "ESTABLISHED": ("INVALID",),
+        "NEW": ("NEW",), "midway": ("NEW",), "INVALID": ("INVALID",), "ESTABLISHED": ("INVALID",),
         "icmp NEW": ("NEW",), "icmp ESTABLISHED": ("INVALID",), "icmp RELATED": ("INVALID",),
         "icmp UNTRACKED": ("UNTRACKED",), "datagram": ("NEW",),
     })

@@ -104,3 +104,11 @@ def moved(rule: Rule, chain: str, text: str | None = None) -> str:
     """*rule* (or *text* made from it), which is an ``-A``, appended to another *chain*, without counters."""
     source = rule if text is None else parse_rule(text)
     return f"-A {chain} {source.text[source.options[0].end :].strip()}"
+
+
+def retargeted(text: str, target: str) -> str:
+    """The rule *text* with another target: ``-j DROP``, ``-g CHAIN``; counters go."""
+    rule = parse_rule(text)
+    own = rule.first("-j", "-g")
+    assert own is not None
+    return _with_counters(_edited(rule.text, [own], [(own.start, target)]), "[0:0]")

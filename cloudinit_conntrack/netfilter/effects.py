@@ -18,7 +18,7 @@ _VERBS = {"ACCEPT": ("accepted", "not accepted"), "RETURN": ("sent back", "not s
 def reason(rule: Rule, states: frozenset[str], chosen: Selection) -> str:
     """Which traffic the rule's *states* have become."""
     names = ",".join(state for state in STATES if state in states) or "no state"
-    gone = lost(rule, states, chosen)
+    gone = "; ".join(text for text in (lost(rule, states, chosen), _left_out(states, chosen)) if text)
     meaning = described(chosen.chosen) or "no packet that gets here can stand for it, so the rule never matches"
     return f"{names}: {meaning}" + (f" ({gone})" if gone else "")
 
@@ -62,6 +62,12 @@ def lost(rule: Rule, states: frozenset[str], chosen: Selection) -> str | None:
     found = ["other UDP replies (name their ports in flows.outbound)"] if UDP_REST in chosen.missed else []
     found += ["replies of protocols other than TCP, UDP and ICMP"] if OTHER in chosen.missed else []
     return f"not let through any more: {', '.join(found)}" if found else None
+
+
+def _left_out(states: frozenset[str], chosen: Selection) -> str | None:
+    """Which errors the rule matched and does not any more: those that nobody should miss (RFC 6633, RFC 1812)."""
+    missed = [part for part in chosen.missed if part.rare and part.state == "RELATED"]
+    return f"without {' and '.join(p.meaning for p in missed)}" if missed and "RELATED" in states else None
 
 
 def counted(rule: Rule, states: frozenset[str], chosen: Selection) -> str | None:

@@ -27,9 +27,10 @@ def needs_reassembly(after: RuleSet) -> bool:
     """Whether rules of *after* look where only the first fragment has something to show.
 
     Asked only where a state match kept conntrack at work, and so packets whole.  IPv6: any
-    such rule; IPv4: one that forwarded packets meet.
+    such rule; IPv4: one that packets meet before they are delivered, or on their way through.
     """
-    forwarded = {table: after.reached(table, "FORWARD") for table in after.chains}
+    hooks = ("PREROUTING", "FORWARD", "POSTROUTING")
+    forwarded = {table: set().union(*(after.reached(table, h) for h in hooks)) for table in after.chains}
     return any(
         any(option.name in _LOOKING_INSIDE for option in line.rule.options)
         for line in after.rules()

@@ -22,6 +22,8 @@ from .ruleset import Rule
 FLAG_BITS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 ALL_FLAGS = frozenset(range(64))
 SYN_ONLY = ("FIN,SYN,RST,ACK", "SYN")
+# What conntrack picks up midway (nf_conntrack_tcp_loose): NEW then, else INVALID.
+MIDWAY = ("FIN,SYN,RST,ACK", "ACK")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ def icmp_parts(family: str) -> tuple[Part, ...]:
             part(3, "RELATED", "destination-unreachable errors"),
             part(11, "RELATED", "time-exceeded errors"),
             part(12, "RELATED", "parameter-problem errors"),
+            # RFC 6633 took source quench away; a forged redirect moves routes.  So no rule accepts
+            # them for being RELATED any more, and one that refuses or logs RELATED still sees them.
+            part(4, "RELATED", "source quench messages", True),
+            part(5, "RELATED", "redirects", True),
         ]
         found += [part(n, "NEW", f"ICMP queries of type {n}", True) for n in (13, 15, 17)]
         found += [part(n, "ESTABLISHED", f"ICMP replies of type {n}", True) for n in (14, 16, 18)]
@@ -133,6 +139,12 @@ def icmp_parts(family: str) -> tuple[Part, ...]:
         found += [part(139, "NEW", "ICMPv6 node queries", True), part(140, "ESTABLISHED", "ICMPv6 node answers", True)]
     found.append(Part("icmp", "rest", "INVALID", "", "ICMP messages of other types", rare=True))
     return tuple(found)
+
+
+@cache
+def rare_errors(family: str) -> frozenset[str]:
+    """The names of the errors that nobody needs, and that no rule accepts for being RELATED."""
+    return frozenset(part.name for part in icmp_parts(family) if part.rare and part.state == "RELATED")
 
 
 ICMP_NAMES = {

@@ -239,3 +239,45 @@ def overlap(one: Ports, two: Ports) -> Ports | None:
     """The ports of both ranges."""
     first, last = max(one[0], two[0]), min(one[1], two[1])
     return (first, last) if first <= last else None
+
+
+MOST_PORTS = 15  # of one multiport match; a range counts twice (XT_MULTI_PORTS)
+
+
+def no_reply(replies: Iterable[Reply]) -> tuple[str, ...] | None:
+    """The matches, side by side, of the UDP datagrams that are none of *replies*.
+
+    ``None`` where a reply has addresses: one rule cannot say "not from there to that port".
+    """
+    listed = tuple(replies)
+    if any(reply.addresses for reply in listed):
+        return None
+    edges = sorted({edge for reply in listed for edge in (reply.sport[0], reply.sport[1] + 1)})
+    found = [_none_of("--sports", _joined(reply.sport for reply in listed))]
+    for first, end in zip(edges, edges[1:]):
+        to = [reply.dport for reply in listed if reply.sport[0] <= first and end - 1 <= reply.sport[1]]
+        ranges = [ports for ports in to if ports is not None]
+        if to and len(ranges) == len(to):
+            own = f"-m multiport --sports {ports_text((first, end - 1))}"
+            found.append(f"{own} {_none_of('--dports', _joined(ranges))}")
+    return tuple(found)
+
+
+def _joined(ranges: Iterable[Ports]) -> list[Ports]:
+    """The same ports in as few ranges as possible."""
+    found: list[Ports] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
+
+
+def _none_of(option: str, ranges: list[Ports]) -> str:
+    lists: list[list[Ports]] = [[]]
+    for ports in ranges:
+        if sum(1 + (a != b) for a, b in (*lists[-1], ports)) > MOST_PORTS:
+            lists.append([])
+        lists[-1].append(ports)
+    return " ".join(f"-m multiport ! {option} {','.join(map(ports_text, ports))}" for ports in lists)

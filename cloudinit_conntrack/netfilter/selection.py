@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .parts import OTHER, TCP, UDP_REST, Part, flag_matches, flags_of, groups_of, icmp_parts, icmp_type_of
-from .replies import Reply, narrowed
+from .replies import Reply, narrowed, no_reply
 from .ruleset import Rule
 
 # Targets that end a packet's way through the table.
@@ -94,6 +94,7 @@ def select(
     parts: tuple[Part, ...],
     states: frozenset[str],
     decided: frozenset[str],
+    listed: bool = False,
 ) -> Selection:
     """Choose rules that match the *parts* standing for *states* and no other part.
 
@@ -106,7 +107,7 @@ def select(
     here = tuple(part for part in parts if part.name not in decided)
     if not chosen:
         return Selection("beside", (), missed=here)
-    pieces = _pieces(rule, family, parts, chosen, refused)
+    pieces = _pieces(rule, family, parts, chosen, refused, listed)
     if pieces is None:
         around = tuple(p for group in _groups(refused) for p in _listed(rule, family, group))
         return Selection("around", around, chosen, _without(here, frozenset(refused)), refused)
@@ -144,8 +145,8 @@ def _sort(
             chosen += [] if part.rare and accepts and not open_door else [part]
         elif (open_door and reply) or (wide and part.group == "icmp"):
             continue
-        elif not (part.rare and accepts):
-            refused.append(part)
+        elif not (part.rare and (accepts or (part.state == "RELATED" and "INVALID" in states))):
+            refused.append(part)  # a rare error is mostly forged, and INVALID then: it may go along
     return tuple(chosen), tuple(refused)
 
 
@@ -155,7 +156,7 @@ def _groups(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
 
 
 def _pieces(
-    rule: Rule, family: str, parts: tuple[Part, ...], chosen: tuple[Part, ...], refused: tuple[Part, ...]
+    rule: Rule, family: str, parts: tuple[Part, ...], chosen: tuple[Part, ...], refused: tuple[Part, ...], listed: bool
 ) -> tuple[Piece, ...] | None:
     """Rules side by side, or ``None`` where the rest of a group cannot be told apart."""
     if not refused:
@@ -173,11 +174,17 @@ def _pieces(
     for group in _groups(chosen):
         if group[0].group in whole:
             found.append(Piece(_protocol(group[0].group, family), "", group))
+        elif listed and group == (UDP_REST,) and (others := no_reply(_replies_in(refused))) is not None:
+            found.extend(Piece("udp", matches, group) for matches in others)
         elif any(not part.options for part in group):
             return None
         else:
             found.extend(_listed(rule, family, group))
     return tuple(found)
+
+
+def _replies_in(parts: tuple[Part, ...]) -> tuple[Reply, ...]:
+    return tuple(part.reply for part in parts if part.reply is not None)
 
 
 def _undecided(parts: tuple[Part, ...], chosen: tuple[Part, ...], refused: tuple[Part, ...]) -> frozenset[str]:

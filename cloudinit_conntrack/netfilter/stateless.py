@@ -15,6 +15,8 @@ from typing import NamedTuple
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
 from .iptables import chain_of, parse_rule
+from .leaving import Ways, leaves
+from .parts import rare_errors
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, Rule, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
@@ -101,6 +103,7 @@ class _Work:
     choices: dict[Hashable, _Choice] = field(default_factory=dict)
     seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
     known: dict[Hashable, alike.Known] = field(default_factory=dict)
+    ways: dict[str, Ways] = field(default_factory=dict)
     effort: int = 0
 
     @property
@@ -293,12 +296,19 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     replies = _replies_for(work, line)
     # an inserted rule stands before those that settled something
     decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
-    shape = selection.shape(rule) if selection.alike(rule, states, bool(replies)) else None
+    if rule.target != "ACCEPT" and _ways(work, line).may_accept(rule.target):
+        decided |= rare_errors(work.ruleset.family)  # a chain that accepts is as careful with them as an ACCEPT
+    by_shape = selection.alike(rule, states, bool(replies)) and not leaves(rule)  # those look at the chain too
+    shape = selection.shape(rule) if by_shape else None
     known = work.choices.get((shape, decided)) if shape is not None else None
     if known is not None:
         return known
     parts = selection.parts_for(rule, work.ruleset.family, replies)
     chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
+    if chosen.form != "beside" and leaves(rule):
+        entering = _ways(work, line).entering(line.chain)
+        parts = tuple(part for part in parts if part.group in entering)
+        chosen = selection.select(rule, work.ruleset.family, parts, states, decided, listed=True)
     notes = (effects.counted(rule, states, chosen), effects.lost(rule, states, chosen))
     told = effects.reason(rule, states, chosen), effects.widening(rule, states, chosen)
     choice = _Choice(chosen, tuple(text for text in notes if text), *told)
@@ -333,21 +343,49 @@ def _texts(
             edit.rebuilt(rule, piece.protocol, piece.matches, rule.counters if len(chosen.pieces) == 1 else "[0:0]")
             for piece in chosen.pieces
         ]
-    if rule.target == "RETURN" or rule.first("-g") or rule.command != "-A":
-        _block(work, line, "what it matches takes a chain of its own, and it leaves its chain",
-               "put what it decides into a user chain and jump there")
+    if rule.command != "-A":
+        _block(work, line, "what it matches takes a chain of its own, and it is inserted (-I)",
+               "load the rules once, save them with iptables-save, and use that file")
         return None
-    return _own_chain(work, line, chosen, exempt)
+    final = _final(work, line) if leaves(rule) else [edit.rebuilt(rule)]
+    if not final:
+        _block(work, line, "what it matches takes a chain of its own, and where it leads when it leaves its chain differs",
+               "write one rule for each protocol (-p tcp, -p udp, -p icmp ...) in its place")
+        return None
+    return _own_chain(work, line, chosen, exempt, final)
+
+
+def _ways(work: _Work, line: Line) -> Ways:
+    return work.ways.setdefault(line.table, Ways(work.ruleset, line.table))
+
+
+def _final(work: _Work, line: Line) -> list[str]:
+    """What stands in a chain of its own for a rule that leaves its chain; nothing where that cannot be said.
+
+    The last is the rule itself; one before it is for a chain that it goes to.
+    """
+    ways, rule = _ways(work, line), line.rule
+    text = edit.rebuilt(rule)
+    if rule.target != "RETURN" and not ways.comes_back(rule.target) and ways.known:
+        return [text]
+    verdict = ways.beyond(line.chain) if ways.known else None
+    if verdict is None:
+        return []
+    if rule.target == "RETURN":
+        return [edit.retargeted(text, f"-j {verdict}")]
+    between = _new_chain(work, line.table)
+    return [f"-A {between} -j {rule.target}", f"-A {between} -j {verdict}", edit.retargeted(text, f"-g {between}")]
 
 
 def _own_chain(
-    work: _Work, line: Line, chosen: selection.Selection, exempt: tuple[Exemption, ...]
+    work: _Work, line: Line, chosen: selection.Selection, exempt: tuple[Exemption, ...], texts: list[str]
 ) -> list[str]:
-    """Write the rule into a chain of its own: behind RETURNs, or as one rule for many pieces."""
+    """Write the rule, the last of *texts*, into a chain of its own: behind RETURNs, or as one rule for many pieces."""
     chain = _new_chain(work, line.table)
-    final = edit.moved(line.rule, chain, edit.rebuilt(line.rule))
+    final = edit.moved(line.rule, chain, texts[-1])
     own = _own_protocol(line.rule)
-    returns = [_plain(chain, selection.Piece("", e.options or "", ()), "RETURN") for e in exempt]
+    returns = texts[:-1]
+    returns += [_plain(chain, selection.Piece("", e.options or "", ()), "RETURN") for e in exempt]
     if chosen.form == "around":
         returns += [_plain(chain, piece, "RETURN") for piece in chosen.pieces]
         return [*returns, final, _plain(line.chain, selection.Piece(own, "", ()), chain)]

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cloudinit_conntrack.netfilter.iptables import parse_ruleset
 from cloudinit_conntrack.netfilter.nft_work import NftRewritten
 from cloudinit_conntrack.netfilter.stateless import Rewritten
 
 from . import scan, usage
+from .computed import Computed, computed
 from .rulesets import Case
 from .scan import Fate, Probe
 from .topology import Topology
@@ -49,12 +51,13 @@ def compare(
     What the machine was too slow for is tried once more: one attempt without a complaint is enough.
     """
     expected = dict.fromkeys(case.works, "ok")
+    said = computed(parse_ruleset(texts[0], family, case.name), parse_ruleset(texts[1], family, case.name))
     for _ in range(2):
         before = observe(net, backend, family, texts[0], expected)
         _is_what_it_says(case, before)
         held = {name: result for name, result in before.conversations.items() if name not in case.unanswered}
         after = observe(net, backend, family, texts[1], held)
-        found = complaints(before, after, rewritten, case.unanswered, stateless)
+        found = complaints(before, after, rewritten, case.unanswered, stateless, said)
         if not found:
             break
     assert not found, "\n".join((*found, "", texts[1]))
@@ -71,14 +74,17 @@ def _is_what_it_says(case: Case, before: Observed) -> None:
 
 def complaints(
     before: Observed, after: Observed, rewritten: Rewritten | NftRewritten, unanswered: Sequence[str] = (),
-    stateless: bool = True,
+    stateless: bool = True, said: Computed | None = None,
 ) -> list[str]:
-    """What the rewrite changed and must not have, for a person to read: like packets on one line."""
+    """What the rewrite changed and must not have, for a person to read: like packets on one line.
+
+    *said* is the computed difference, in which every packet let in must lie (``None``: not asked).
+    """
     found = list(_conversations(before, after, rewritten, unanswered))
     stated = [change.widens for change in rewritten.changes if change.widens]
     alike: dict[tuple[str, ...], list[Probe]] = {}
     for probe, fate in before.fates.items():
-        wrong = _about(probe, fate, after.fates[probe], stated)
+        wrong = _about(probe, fate, after.fates[probe], stated) or _unsaid(probe, fate, after.fates[probe], said)
         if wrong:
             key = (wrong, probe.way, probe.kind, str(probe.dport or ""), probe.cut, str(fate), str(after.fates[probe]))
             alike.setdefault(key, []).append(probe)
@@ -129,6 +135,12 @@ def _about(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> st
             return "A HANDSHAKE IS LET IN"
         return "" if covered(probe, stated) else "let in, and nothing says so"
     return "" if _same_answer(probe, before, after, stated) else "answered otherwise"
+
+
+def _unsaid(probe: Probe, before: Fate, after: Fate, said: Computed | None) -> str:
+    """What the computed difference does not say of a probe, or nothing."""
+    new = after.arrived and not before.arrived
+    return "let in, and not in the difference" if said and new and not said.let_in(probe) else ""
 
 
 def _same_answer(probe: Probe, before: Fate, after: Fate, stated: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 
 from . import wire
@@ -88,8 +88,13 @@ def scan(net: Topology, family: str, probes: Sequence[Probe]) -> dict[Probe, Fat
     return {probe: _fate(probe, where, found, refused.get(probe, "")) for probe, where in outer.items()}
 
 
+def outer_network(family: str) -> IPv4Network | IPv6Network:
+    """The network from which every probe gets an address of its own."""
+    return ip_network(SCAN[family])
+
+
 def _scan_address(family: str) -> str:
-    return str(ip_network(SCAN[family]).network_address + next(_serials))
+    return str(outer_network(family).network_address + next(_serials))
 
 
 def _fate(probe: Probe, outer: str, found: dict[tuple[str, str], list[wire.Seen]], refused: str) -> Fate:

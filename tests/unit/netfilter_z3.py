@@ -271,9 +271,10 @@ def kind(packet: Packet) -> dict[str, Any]:
     found = {
         "syn": flags(packet, "SYN,ACK,RST,FIN", "SYN"),
         "running": z3.And(tcp, packet.flags & (FLAGS["ACK"] | FLAGS["RST"]) != 0),
+        "midway": flags(packet, "SYN,ACK,RST,FIN", "ACK"),
         "asks": types(8, 13, 15, 17) if v4 else types(128, 139),
         "answers": types(0, 14, 16, 18) if v4 else types(129, 140),
-        "errors": types(3, 11, 12) if v4 else types(1, 2, 3, 4),
+        "errors": types(3, 4, 5, 11, 12) if v4 else types(1, 2, 3, 4),
         "discovery": types() if v4 else types(130, 131, 132, 133, 134, 135, 136, 143),
         "datagram": z3.And(z3.Not(tcp), z3.Not(icmp)),
     }
@@ -297,6 +298,7 @@ def in_states(packet: Packet, accepted: Any, by_kind: Mapping[str, tuple[str, ..
 STRAY = {
     "syn": ("NEW",),
     "running": ("INVALID",),
+    "midway": ("NEW",),  # too: nf_conntrack_tcp_loose
     "asks": ("NEW",),
     "answers": ("INVALID",),
     "errors": ("INVALID",),

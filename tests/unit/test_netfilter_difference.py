@@ -243,6 +243,8 @@ ICMP_WORDS = {
         "destination-unreachable errors": 3,
         "time-exceeded errors": 11,
         "parameter-problem errors": 12,
+        "source quench messages": 4,
+        "redirects": 5,
     },
     "ipv6": {
         "echo replies": 129,
@@ -255,7 +257,7 @@ ICMP_WORDS = {
         "ICMPv6 node answers": 140,
     },
 }
-LISTED = {"ipv4": (0, 3, 8, 11, 12, *range(13, 19)), "ipv6": (1, 2, 3, 4, *range(128, 137), 139, 140, 143)}
+LISTED = {"ipv4": (0, 3, 4, 5, 8, 11, 12, *range(13, 19)), "ipv6": (1, 2, 3, 4, *range(128, 137), 139, 140, 143)}
 PLACES = re.compile(
     r"^(?P<kinds>.*?)(?: from (?P<sport>(?:any port but|port) [0-9, -]+?))??(?: to (?P<dport>(?:any port but|port) [0-9, -]+?))??"  # noqa: E501
     r"(?: from (?P<source>anywhere|(?:any but )?[0-9a-f][0-9a-f:./, -]*?))??"
