@@ -350,7 +350,7 @@ def _texts(
     final = _final(work, line) if leaves(rule) else [edit.rebuilt(rule)]
     if not final:
         _block(work, line, "what it matches takes a chain of its own, and where it leads when it leaves its chain differs",
-               "write one rule for each protocol (-p tcp, -p udp, -p icmp ...) in its place")
+               "write one rule for each protocol in its place: -p tcp, -p icmp, -p udp with the ports that are meant")
         return None
     return _own_chain(work, line, chosen, exempt, final)
 
