@@ -64,6 +64,14 @@ def lost(rule: Rule, states: frozenset[str], chosen: Selection) -> str | None:
     return f"not let through any more: {', '.join(found)}" if found else None
 
 
+def removed(rule: Rule) -> str | None:
+    """What taking *rule* out lets through; nothing where it let something through itself, or watched."""
+    if rule.target in WATCHING or rule.target in ("ACCEPT", "NFQUEUE", "QUEUE"):
+        return None
+    verb = _VERBS.get(rule.target, ("", f"not sent to {rule.target}"))[1]
+    return f"packets that it matched are {verb}"
+
+
 def _left_out(states: frozenset[str], chosen: Selection) -> str | None:
     """Which errors the rule matched and does not any more: those that nobody should miss (RFC 6633, RFC 1812)."""
     missed = [part for part in chosen.missed if part.rare and part.state == "RELATED"]

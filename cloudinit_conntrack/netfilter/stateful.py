@@ -39,8 +39,10 @@ def _row(name: str, modules: str, reason: str, remedy: str) -> Extension:
 
 
 _PER_PACKET = "use a packet mark (-m mark, -j MARK) set by a rule that looks at each packet"
-_RATE = "limit new connections by '-p tcp --syn -m hashlimit', or in haproxy by a stick-table"
-_NAT = "let haproxy do it (bind another port, 'source'), or keep conntrack for it with 'mode: notrack'"
+_RATE = ("limit new connections: '-p tcp --syn -m hashlimit --hashlimit-above 20/sec --hashlimit-mode srcip "
+         "--hashlimit-name web', or by a stick-table in haproxy")
+_NAT = ("let haproxy do it (bind another port, 'source'), take it out with 'rules.nat: remove', "
+        "or keep conntrack for it with 'mode: notrack'")
 _HELPER = "remove the helper, or keep conntrack for it with 'mode: notrack'"
 
 MATCHES: Mapping[str, Extension] = {
@@ -49,7 +51,8 @@ MATCHES: Mapping[str, Extension] = {
         _row("state", "xt_conntrack xt_state ipt_state", "matches the connection's state", ""),
         _row("conntrack", "xt_conntrack ipt_conntrack", "matches the connection's state", ""),
         _row("connmark", "xt_connmark ipt_connmark", "matches the connection's mark", _PER_PACKET),
-        _row("connbytes", "xt_connbytes", "counts a connection's bytes", "use -m quota, or haproxy's own counters"),
+        _row("connbytes", "xt_connbytes", "counts a connection's bytes",
+             "haproxy counts and limits bytes for each connection; for a rule as a whole use -m quota"),
         _row("connlabel", "xt_connlabel", "matches a connection's label", _PER_PACKET),
         _row("connlimit", "xt_connlimit nf_conncount", "counts a source's connections", _RATE),
         _row("helper", "xt_helper", "matches connections that a helper expects", _HELPER),
@@ -63,7 +66,8 @@ MATCHES: Mapping[str, Extension] = {
 TARGETS: Mapping[str, Extension] = {
     row.name: row
     for row in (
-        _row("CT", "xt_CT", "sets up tracking (zone, helper, timeout)", _HELPER),
+        _row("CT", "xt_CT", "sets up tracking (zone, helper, timeout)",
+             "remove it, since nothing is tracked any more, or keep conntrack for it with 'mode: notrack'"),
         _row("NOTRACK", "xt_CT xt_NOTRACK", "only says what is not tracked; it pins nf_conntrack", ""),
         _row("CONNMARK", "xt_connmark xt_CONNMARK", "marks the connection", _PER_PACKET),
         _row("CONNSECMARK", "xt_CONNSECMARK", "labels the connection", "label packets by SECMARK alone"),
@@ -76,7 +80,7 @@ TARGETS: Mapping[str, Extension] = {
         _row("CLUSTERIP", "ipt_CLUSTERIP", "shares an address by connection", "use keepalived or an anycast route"),
         _row("SYNPROXY", "ipt_SYNPROXY ip6t_SYNPROXY nf_synproxy_core", "proxies handshakes",
              "set net.ipv4.tcp_syncookies=1"),
-        _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections", "remove it"),
+        _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections", "remove it: it only makes forwarding faster"),
     )
 }
 
@@ -169,6 +173,38 @@ def states_of(rule: Rule) -> frozenset[str] | None:
         wanted &= frozenset(STATES) - names if option.negated else names
     foreign = [o for o in rule.options if o.name[:4] == "--ct" and o.name != "--ctstate"]
     return None if foreign or not asked else wanted
+
+
+_SAME = "the same on a host that translates no addresses"
+# What -m conntrack asks beside the state.  None has an exact stateless meaning that the rules alone
+# show: an ICMP error is matched by the protocol, addresses and ports of the connection that it is
+# about, and whether the host translates may stand in another table, family or back end.
+_REMEDIES: Mapping[str, str] = {
+    "--ctproto": "ask by -p ('-p tcp') and by a state",
+    "--ctorigsrc": f"ask by -s for requests, -d for answers: {_SAME}",
+    "--ctorigdst": f"ask by -d for requests, -s for answers: {_SAME}",
+    "--ctreplsrc": f"ask by -d for requests, -s for answers: {_SAME}",
+    "--ctrepldst": f"ask by -s for requests, -d for answers: {_SAME}",
+    "--ctorigsrcport": f"ask by --sport for requests, --dport for answers: {_SAME}",
+    "--ctorigdstport": f"ask by --dport for requests, --sport for answers: {_SAME}",
+    "--ctreplsrcport": f"ask by --dport for requests, --sport for answers: {_SAME}",
+    "--ctrepldstport": f"ask by --sport for requests, --dport for answers: {_SAME}",
+    "--ctdir": "say which port or address is the server's: --dport and -d for requests, --sport and -s for answers",
+    "--ctstatus": "take it out: a packet alone does not show it; a state, addresses and ports can stay",
+    "--ctexpire": "take it out, or limit by -m hashlimit, which forgets by itself",
+    "SNAT": "name the addresses before they were translated, or take the rule out with its NAT",
+    "DNAT": "name the address and port to which it was translated, or take the rule out with its NAT",
+}
+
+
+def beside_states(rule: Rule) -> tuple[str, str]:
+    """What *rule*, for which :func:`states_of` has no answer, asks beside states, and what to do about it."""
+    asked = [option.name for option in rule.options if option.name[:4] == "--ct" and option.name != "--ctstate"]
+    for option in rule.all(*STATE_OPTIONS):
+        asked += [name for name in option.value.upper().split(",") if name and name not in STATES]
+    names = tuple(dict.fromkeys(asked))
+    remedies = dict.fromkeys(_REMEDIES[name] for name in names if name in _REMEDIES)
+    return ", ".join(names) or "no state", "; ".join(remedies) or "name a state, addresses and ports"
 
 
 @lru_cache(maxsize=64)

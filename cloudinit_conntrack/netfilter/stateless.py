@@ -185,7 +185,7 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
     elif work.policy.stateful == "refuse":
         _block(work, line, f"it {found.extension.reason}, and rules.stateful is 'refuse'", "set it to 'rewrite'")
     elif work.policy.stateful == "remove":
-        _remove(work, line, f"it {found.extension.reason}, and rules.stateful is 'remove'")
+        _remove(work, line, f"it {found.extension.reason}, and rules.stateful is 'remove'", effects.removed(rule))
     elif found.kind == "other":
         _block(work, line, f"it {found.extension.reason}", found.extension.remedy)
     else:
@@ -244,8 +244,8 @@ def _block(work: _Work, line: Line, reason: str, remedy: str) -> None:
     work.blockers.append(RuleBlocker(line.number, line.text, reason, remedy))
 
 
-def _remove(work: _Work, line: Line, reason: str) -> None:
-    work.changes.append(Change(line.number, line.text, (), reason))
+def _remove(work: _Work, line: Line, reason: str, widens: str | None = None) -> None:
+    work.changes.append(Change(line.number, line.text, (), reason, widens))
 
 
 def _rewrite_nat(work: _Work, line: Line, found: stateful.Dependency) -> None:
@@ -260,7 +260,8 @@ def _rewrite_states(work: _Work, line: Line) -> None:
     rule = line.rule
     states = stateful.states_of(rule)
     if states is None:
-        _block(work, line, "it asks more of a connection than its state", "rewrite it with addresses and ports")
+        asked, remedy = stateful.beside_states(rule)
+        _block(work, line, f"it asks more of a connection than its state: {asked}", remedy)
         return
     if line.table == "raw":
         _block(work, line, "in the raw table no packet has a state yet", "remove it, or move it to the filter table")

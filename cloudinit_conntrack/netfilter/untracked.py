@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .parts import groups_of
+from .parts import PROTOCOLS, groups_of
 from .replies import named_ports, overlap, port_range, ports_text
 from .ruleset import Option, Rule, RuleSet
 from .stateful import is_notrack
@@ -97,4 +97,16 @@ def merged(rule: Rule, exempt: Rule) -> tuple[str, ...] | None:
             found.append(f"{option.name} {ports_text(common)}")
         elif (own.negated, own.args) != (option.negated, option.args):
             return () if option.name == "-p" and not own.negated and not option.negated else None
-    return (" ".join(found),)
+    return (" ".join(_loaded(rule, exempt, found)),)
+
+
+_OF_PROTOCOL = ("--sport", "--dport", "--syn", "--tcp-flags", "! --sport", "! --dport", "! --syn", "! --tcp-flags")
+
+
+def _loaded(rule: Rule, exempt: Rule, options: list[str]) -> list[str]:
+    """*options* behind ``-m tcp``, where ``--sport`` would else be read as multiport's ``--sports``, shortened."""
+    if "multiport" not in (*rule.matches, *exempt.matches) or {"tcp", "udp"} & {*rule.matches, *exempt.matches}:
+        return options
+    named = [PROTOCOLS[o.value.lower()] for o in (*rule.all("-p"), *exempt.all("-p")) if o.value.lower() in PROTOCOLS]
+    at = next((n for n, text in enumerate(options) if text.startswith(_OF_PROTOCOL)), None)
+    return options if at is None or not named else [*options[:at], f"-m {named[0]}", *options[at:]]

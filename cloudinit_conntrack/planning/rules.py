@@ -107,7 +107,7 @@ def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: 
     """Say which packets are let through otherwise than before, computed from the two rule-sets.
 
     A handshake that the rewrite newly let in would be our defect: it blocks.  The bypass
-    opens what the configuration names, and says so.
+    opens what the configuration names, and rules.stateful: remove what a rule had limited; both say so.
     """
     difference, why_not = stated(before, outcome.ruleset)
     if difference is None:
@@ -121,7 +121,7 @@ def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: 
         draft.widenings.append(Item(f"widening:{key}:{number}", where, str(told)))
     for number, told in enumerate(difference.narrowed, 1):
         draft.findings.append(Item(f"narrowing:{key}:{number}", where, f"no longer accepted: {told}"))
-    if draft.desired.mode != "notrack":
+    if draft.desired.mode != "notrack" and draft.desired.rules.stateful != "remove":
         for told in difference.handshakes[:3]:
             draft.blockers.append(Item(f"handshake:{key}", where, f"the new rules would let in {told}",
                                        "this is our defect: report it with the rule-set"))

@@ -192,7 +192,7 @@ def _icmp_names(probe: Probe) -> list[str]:
     kind = int(probe.detail.split("/")[0])
     if kind in (0, 129):
         return ["echo replies"]
-    if kind in (3, 11, 12, 1, 2, 4):
+    if kind in (3, 4, 5, 11, 12, 1, 2):
         return ["ICMP errors", "ICMP messages"]
     return [rf"\btype {kind}\b", "ICMP messages of other types"]
 

@@ -146,4 +146,42 @@ CASES = (
                "udp through 53 big", "tcp in 80 caller closes", "udp in 53", "ping in"),
         refused=OTHER_REFUSED,
     ),
+    Case(
+        "csf",
+        works=(*SSH_WORKS, "tcp in 80 caller closes", "tcp out 8080 called closes", "udp in 53", "udp out 53",
+               "udp out 123", "ping in", "small link: download in 80"),
+        refused=(*OTHER_REFUSED, "tcp out 80 caller closes", "udp out 5000", "tcp through 8080 called closes"),
+    ),
+    Case(
+        "fwbuilder",
+        works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "ping in", "tcp back 8080 called closes", "udp back 53",
+               "small link: upload back 8080"),
+        refused=(*OTHER_REFUSED, "tcp in 80 caller closes", "tcp through 8080 called closes"),
+        unanswered=(*ASKED_FREELY, "udp back 53", "udp back 53 big"),
+    ),
+    # conntrack had put fragments together before the rules of mangle saw them, in IPv4 too
+    Case(
+        "mangle-drops",
+        works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "tcp in 80 caller closes", "ping in"),
+        refused=(*OTHER_REFUSED, "tcp through 8080 called closes"),
+        unanswered=ASKED_FREELY,
+    ),
+    Case(
+        "goto-verdict",
+        works=(*SSH_WORKS, "tcp out 8080 called closes", "udp out 53", "ping in", "tcp lo 80 caller closes"),
+        refused=(*OTHER_REFUSED, "tcp in 80 caller closes", "udp out 123", "tcp out 80 caller closes", "ping out"),
+    ),
+    Case(
+        "return-from-chain",
+        works=(*SSH_WORKS, *OUT_WORKS, *DNS_WORKS, "tcp in 80 caller closes", "tcp back 8080 called closes", "ping in",
+               "udp in 53"),
+        refused=("tcp in 23 caller closes", "udp in 9999", "tcp through 8080 called closes"),
+        unanswered=(*ASKED_FREELY, "udp back 53", "udp back 53 big"),
+    ),
+    Case(
+        "shared-chain",
+        works=(*SSH_WORKS, "tcp out 8080 called closes", "tcp through 8080 called closes", "udp in 53", "udp out 53",
+               "udp through 53", "udp back 53", "ping in", "ping out", "ping through"),
+        refused=(*OTHER_REFUSED, "tcp out 25 caller closes", "udp out 5000", "udp in 514"),
+    ),
 )

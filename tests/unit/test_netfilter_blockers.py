@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from netfilter_kernel import load
 
+from cloudinit_conntrack.netfilter import stateful
 from cloudinit_conntrack.netfilter.iptables import parse_rule, parse_ruleset
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.netfilter.stateful import (
@@ -116,6 +119,44 @@ def test_removing_state_rules_does_not_remove_nat() -> None:
 def test_more_than_a_state_blocks(match: str) -> None:
     rule = f"-A INPUT -p tcp -m conntrack {match} -j ACCEPT"
     assert_blocked(rewrite(rule), rule, "more of a connection than its state")
+
+
+@pytest.mark.parametrize(
+    "match,asked,remedy",
+    [
+        ("--ctstate NEW,SNAT", "SNAT", "before they were translated"),
+        ("! --ctstate DNAT", "DNAT", "to which it was translated"),
+        ("--ctproto 6", "--ctproto", "ask by -p ('-p tcp')"),
+        ("--ctstate NEW --ctdir ORIGINAL", "--ctdir", "--dport and -d for requests"),
+        ("--ctorigdst 192.0.2.1 --ctorigdstport 80", "--ctorigdst, --ctorigdstport", "ask by --dport for requests"),
+        ("--ctreplsrc 192.0.2.1", "--ctreplsrc", "ask by -d for requests"),
+        ("--ctstatus ASSURED,CONFIRMED", "--ctstatus", "take it out"),
+        ("--ctexpire 60", "--ctexpire", "-m hashlimit"),
+    ],
+)
+def test_what_is_asked_beside_a_state_is_named_with_its_remedy(match: str, asked: str, remedy: str) -> None:
+    """None is rewritten: ICMP errors are matched by the connection that they are about (xt_conntrack.c)."""
+    (blocker,) = rewrite(f"-A INPUT -p tcp -m conntrack {match} -j ACCEPT").blockers
+    assert blocker.reason == f"it asks more of a connection than its state: {asked}" and remedy in blocker.remedy
+
+
+def test_the_remedies_are_rules_that_iptables_takes() -> None:
+    quoted = re.findall("'(-p tcp[^']*)'", MATCHES["connlimit"].remedy + stateful._REMEDIES["--ctproto"])
+    texts = [f"*filter\n-A INPUT {rule} -j DROP\nCOMMIT\n" for rule in quoted]
+    assert len(quoted) == 2 and all(loaded.code == 0 for loaded in load(texts, "ipv4", "legacy"))
+
+
+@pytest.mark.parametrize(
+    "target,widens",
+    [("ACCEPT", None), ("LOG", None), ("DROP", "not refused here"), ("REJECT", "not refused here"),
+     ("RETURN", "not sent back"), ("u", "not sent to u")],
+)  # fmt: skip
+def test_what_a_removed_rule_lets_through_is_said(target: str, widens: str | None) -> None:
+    """Where the difference is not computed (many rules), this is all that is said."""
+    rule = f"-A INPUT -p tcp -m connlimit --connlimit-above 20 -j {target}"
+    (change,) = rewrite(f":u - [0:0]\n{rule}", policy=Policy(stateful="remove")).changes
+    assert change.becomes == () and (change.widens is None) is (widens is None)
+    assert widens is None or widens in str(change.widens)
 
 
 def test_a_state_in_the_raw_table_blocks() -> None:

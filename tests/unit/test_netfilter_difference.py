@@ -417,6 +417,22 @@ def test_a_handshake_that_is_let_in_is_told() -> None:
     assert [str(one) for one in found] == ["INPUT: TCP handshakes (SYN) to any port but 80 from anywhere"]
 
 
+def test_a_lone_ack_that_was_new_and_refused_is_told() -> None:
+    """Conntrack picks streams up midway (nf_conntrack_tcp_loose): a DROP of NEW met their segments too."""
+    before = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp -m state --state NEW -j DROP\nCOMMIT\n"
+    after = make_stateless(parse_ruleset(before, "ipv4")).ruleset
+    (told,) = compare(parse_ruleset(before, "ipv4"), after).widened
+    assert str(told) == "INPUT: TCP segments with flags ACK, PSH+ACK, ACK+URG, PSH+ACK+URG from anywhere"
+
+
+def test_lost_redirects_are_told() -> None:
+    before = "*filter\n:INPUT DROP [0:0]\n-A INPUT -m state --state RELATED -j ACCEPT\nCOMMIT\n"
+    after = make_stateless(parse_ruleset(before, "ipv4")).ruleset
+    assert [str(told) for told in compare(parse_ruleset(before, "ipv4"), after).narrowed] == [
+        "INPUT: source quench messages or redirects from anywhere"
+    ]
+
+
 # --- the words --------------------------------------------------------------------------------
 
 

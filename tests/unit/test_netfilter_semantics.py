@@ -379,3 +379,66 @@ def test_what_the_kernel_keeps_means_what_we_wrote(family: str, backend: str) ->
         for packet in universe(family):
             story = f"{rule}: {packet}\n{[c.becomes for c in done.changes if c.rule.startswith(f'-A K{number} ')]}"
             assert wrote.send(f"K{number}", packet).verdict == kept.send(f"K{number}", packet).verdict, story
+
+
+# --- errors that nobody needs -------------------------------------------------------------
+
+
+RARE = ("--icmp-type 4", "--icmp-type 5")
+
+
+@pytest.mark.parametrize("target", ["DROP", "REJECT", "LOG", "DENIED"])
+def test_source_quench_and_redirects_are_refused_as_related(target: str) -> None:
+    """RELATED for conntrack (icmp_error_message in nf_conntrack_proto_icmp.c): a rule that stops RELATED stops them."""
+    done = rewritten(ruleset(":DENIED - [0:0]", "-A DENIED -j DROP", f"-A INPUT -m state --state RELATED -j {target}"))
+    texts = [text for change in done.changes for text in change.becomes]
+    assert all(any(match in text for text in texts) for match in RARE)
+
+
+@pytest.mark.parametrize("target", ["-j ACCEPT", "-j OPEN", "-g OPEN", "-j RETURN"])
+def test_source_quench_and_redirects_are_not_let_in_as_related(target: str) -> None:
+    for states in ("RELATED", "RELATED,ESTABLISHED", "INVALID,RELATED"):
+        rule = f"-A INPUT -m state --state {states} {target}"
+        done = rewritten(ruleset(":OPEN - [0:0]", "-A OPEN -p tcp -j DROP", "-A OPEN -j ACCEPT", rule))
+        texts = [text for change in done.changes for text in change.becomes]
+        assert texts and not any(match in text for match in RARE for text in texts)
+        if target == "-j ACCEPT":
+            assert "without source quench messages and redirects" in done.changes[0].reason
+
+
+def test_a_drop_of_what_is_new_passes_them_by() -> None:
+    """Not NEW in any case, so not for this rule; INVALID where they are forged, so a DROP of INVALID may take them."""
+    (new,) = rewritten(ruleset("-A INPUT -m state --state NEW -j DROP")).changes
+    assert all(f"-A stateless-1 -p icmp -m icmp {match} -j RETURN" in new.becomes for match in RARE)
+    (both,) = rewritten(ruleset("-A INPUT -m state --state NEW,INVALID -j DROP")).changes
+    assert not any(match in text for match in RARE for text in both.becomes)
+
+
+def test_parameter_problems_of_ipv6_are_not_among_them() -> None:
+    change = rewritten(ruleset("-A INPUT -m state --state RELATED -j ACCEPT"), "ipv6").changes[0]
+    assert any("--icmpv6-type 4 " in text for text in change.becomes) and "without" not in change.reason
+
+
+# --- fragments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "table,chain,kept", [("mangle", "PREROUTING", True), ("mangle", "POSTROUTING", True), ("mangle", "FORWARD", True),
+                         ("raw", "PREROUTING", True), ("mangle", "INPUT", False), ("raw", "OUTPUT", False)],
+)  # fmt: skip
+def test_packets_stay_whole_where_rules_saw_them_whole(table: str, chain: str, kept: bool) -> None:
+    """IPv4 puts fragments together itself for INPUT; what stands before that, or is passed by, relied on conntrack."""
+    other = f"*{table}\n:{chain} ACCEPT [0:0]\n-A {chain} -p tcp --dport 23 -j DROP\nCOMMIT\n"
+    done = rewritten(other + ruleset("-A INPUT -m state --state ESTABLISHED -j ACCEPT"))
+    assert ("-m socket" in format_ruleset(done.ruleset)) is kept
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("exempt", ["-p tcp --sport 22", "-p 6 --sport 22", "-p tcp ! --sport 22", "-p tcp --syn"])
+def test_a_port_is_not_read_as_a_list_of_ports(backend: str, exempt: str) -> None:
+    """Behind ``-m multiport`` the word ``--sport`` is short for ``--sports``, which it does not take beside ``--dports``."""
+    raw = (f"-A OUTPUT {exempt} -j CT --notrack",)
+    rule = "-A OUTPUT -p tcp -m multiport --dports 22,80 -m state --state UNTRACKED -j ACCEPT"
+    done = judge(ruleset(rule, raw=raw))
+    (loaded,) = load([format_ruleset(done.ruleset)], "ipv4", backend)
+    assert not done.blockers and loaded.code == 0, loaded.error
