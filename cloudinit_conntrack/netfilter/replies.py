@@ -33,6 +33,10 @@ class UdpFlow:
 DEFAULT_OUTBOUND = (UdpFlow((53, 53)), UdpFlow((123, 123)), UdpFlow((67, 67)))
 
 
+# Asked from the same port: by ntpd, and by IKE daemons (RFC 7296, section 2; RFC 3948).
+SAME_PORT = frozenset((123, 500, 4500))
+
+
 @dataclass(frozen=True)
 class Reply:
     """UDP datagrams from *sport* to *dport*, as ranges; empty addresses mean any."""
@@ -72,21 +76,25 @@ def ports_text(ports: Ports | None) -> str:
 def outbound_replies(flows: Iterable[UdpFlow], family: str, local_ports: Ports) -> tuple[Reply, ...]:
     """Replies to what this host asks for: they come in, to the ports it asks from.
 
-    A DHCP client answers on port 68 (546 for DHCPv6, from the server's 547), and ntpd asks
-    from port 123 itself.
+    A DHCP client answers on port 68 (546 for DHCPv6, from the server's 547), and who asks
+    for one of SAME_PORT may ask from that port itself.
     """
     found: list[Reply] = []
     for flow in flows:
         if flow.family not in ("", family):
             continue
-        if flow.ports == (67, 67):
+        if flow.ports == (67, 67) or (flow.ports == (547, 547) and family == "ipv6"):
             server, client = ((67, 67), (68, 68)) if family == "ipv4" else ((547, 547), (546, 546))
             found.append(Reply(server, client, flow.address))
             continue
-        found.append(Reply(flow.ports, local_ports, flow.address))
-        if flow.ports == (123, 123):
-            found.append(Reply(flow.ports, (123, 123), flow.address))
+        found += [Reply(flow.ports, to, flow.address) for to in _asked_from(flow.ports, local_ports)]
     return tuple(found)
+
+
+def _asked_from(ports: Ports, usual: Ports) -> tuple[Ports, ...]:
+    """The ports from which *ports* are asked, *usual* being those of a client that does not care."""
+    same = ports[0] == ports[1] and ports[0] in SAME_PORT and overlap(ports, usual) is None
+    return (usual, ports) if same else (usual,)
 
 
 def replies_by_hook(
@@ -132,11 +140,10 @@ def _mirrored(line: Line, hook: str, local_ports: Ports) -> list[tuple[str, Repl
         return []
     back_to = {"INPUT": None, "OUTPUT": local_ports, "FORWARD": HIGH_PORTS}[hook]
     asked_from = named_ports(rule, "--sport", "--sports")
-    targets: list[Ports | None] = [*asked_from] or [back_to]
     return [
         (other, Reply(ports, target, _address(rule, "-d"), _address(rule, "-s")))
         for ports in named_ports(rule, "--dport", "--dports", "--ports")
-        for target in targets
+        for target in asked_from or (_asked_from(ports, back_to) if back_to else (None,))
     ]
 
 

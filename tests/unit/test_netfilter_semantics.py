@@ -13,6 +13,7 @@ from netfilter_model import Firewall
 from netfilter_packets import Packet, is_default_reply, stray_states, universe, usual_states
 
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
+from cloudinit_conntrack.netfilter.replies import UdpFlow, outbound_replies, replies_by_hook
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.netfilter.stateless import Change, Rewritten, make_stateless
 
@@ -442,3 +443,40 @@ def test_a_port_is_not_read_as_a_list_of_ports(backend: str, exempt: str) -> Non
     done = judge(ruleset(rule, raw=raw))
     (loaded,) = load([format_ruleset(done.ruleset)], "ipv4", backend)
     assert not done.blockers and loaded.code == 0, loaded.error
+
+
+# --- which datagrams answer what a host asks -----------------------------------------------
+
+
+LOCAL = (32768, 60999)
+ASKED = {
+    ("ipv4", 53, ""): ["--sport 53 --dport 32768:60999"],
+    ("ipv4", 53, "192.0.2.1"): ["-s 192.0.2.1 --sport 53 --dport 32768:60999"],
+    ("ipv4", 67, ""): ["--sport 67 --dport 68"],  # a renewal is unicast, and comes from the same port
+    ("ipv6", 67, ""): ["--sport 547 --dport 546"],
+    ("ipv6", 547, ""): ["--sport 547 --dport 546"],
+    ("ipv4", 123, ""): ["--sport 123 --dport 32768:60999", "--sport 123 --dport 123"],
+    ("ipv4", 500, ""): ["--sport 500 --dport 32768:60999", "--sport 500 --dport 500"],
+    ("ipv6", 4500, ""): ["--sport 4500 --dport 32768:60999", "--sport 4500 --dport 4500"],
+}
+
+
+@pytest.mark.parametrize("family,port,address", ASKED)
+def test_replies_to_what_is_asked(family: str, port: int, address: str) -> None:
+    found = outbound_replies([UdpFlow((port, port), address)], family, LOCAL)
+    assert [f"{reply.addresses} {reply.options}".strip() for reply in found] == ASKED[family, port, address]
+
+
+def test_replies_to_who_asks_from_the_same_port() -> None:
+    """NTP and IKE, of this host and through it, by rules alone; DNS is asked from high ports only."""
+    text = ruleset(
+        "-A OUTPUT -p udp --dport 500 -j ACCEPT", "-A OUTPUT -p udp --dport 53 -j ACCEPT",
+        "-A FORWARD -p udp -m multiport --dports 123,4500 -m state --state NEW -j ACCEPT",
+    )  # fmt: skip
+    found = replies_by_hook(parse_ruleset(text, "ipv4", "in"), LOCAL, (), ())
+    assert [(r.sport, r.dport) for r in found["INPUT"]] == [
+        ((500, 500), LOCAL), ((500, 500), (500, 500)), ((53, 53), LOCAL)
+    ]  # fmt: skip
+    assert [(r.sport, r.dport) for r in found["FORWARD"]] == [
+        ((123, 123), (1024, 65535)), ((123, 123), (123, 123)), ((4500, 4500), (1024, 65535))
+    ]  # fmt: skip
