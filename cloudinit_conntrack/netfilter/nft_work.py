@@ -10,7 +10,8 @@ from .nft_replies import FamilyReply
 from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
 from .nft_untracked import Exemption
 from .nft_words import object_text, statements_text
-from .stateless import CHAIN_PREFIX, Change, Policy, RuleBlocker
+from .own_chains import CHAIN_PREFIX
+from .stateless import Change, Policy, RuleBlocker
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _SEES = {"prerouting": ("input", "forward"), "postrouting": ("output", "forward")}

@@ -80,7 +80,8 @@ TARGETS: Mapping[str, Extension] = {
         _row("CLUSTERIP", "ipt_CLUSTERIP", "shares an address by connection", "use keepalived or an anycast route"),
         _row("SYNPROXY", "ipt_SYNPROXY ip6t_SYNPROXY nf_synproxy_core", "proxies handshakes",
              "set net.ipv4.tcp_syncookies=1"),
-        _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections", "remove it: it only makes forwarding faster"),
+        _row("FLOWOFFLOAD", "xt_FLOWOFFLOAD nf_flow_table", "offloads connections",
+             "remove it: it only makes forwarding faster"),
     )
 }
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
 from .iptables import chain_of, parse_rule
-from .leaving import Ways, leaves
+from .leaving import leaves
+from .own_chains import OwnChains
 from .parts import rare_errors
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
-from .ruleset import HOOKS, Line, Rule, RuleSet
+from .ruleset import HOOKS, Line, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
-CHAIN_PREFIX = "stateless-"
 MOST_LINES = 500_000
 MOST_EFFORT = 2_000_000
 
@@ -94,16 +94,15 @@ class _Work:
     policy: Policy
     replies: dict[str, tuple[Reply, ...]]
     exempt: dict[str, tuple[Exemption, ...]]
+    own: OwnChains
     lines: list[Line] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     blockers: list[RuleBlocker] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     decided: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
-    new_chains: dict[str, dict[str, int]] = field(default_factory=dict)
     choices: dict[Hashable, _Choice] = field(default_factory=dict)
     seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
     known: dict[Hashable, alike.Known] = field(default_factory=dict)
-    ways: dict[str, Ways] = field(default_factory=dict)
     effort: int = 0
 
     @property
@@ -127,6 +126,7 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
         policy,
         replies_by_hook(ruleset, policy.local_ports, policy.asked, policy.answered),
         exemptions(ruleset),
+        OwnChains(ruleset),
     )
     for line in ruleset.lines:
         if line.kind == "rule":
@@ -139,7 +139,7 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
     if work.blockers:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
-    _declare_chains(work)
+    work.own.declare(work.lines)
     result = _kept_whole(work) if work.changes else ruleset
     return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
 
@@ -297,7 +297,7 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     replies = _replies_for(work, line)
     # an inserted rule stands before those that settled something
     decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
-    if rule.target != "ACCEPT" and _ways(work, line).may_accept(rule.target):
+    if rule.target != "ACCEPT" and work.own.ways(line.table).may_accept(rule.target):
         decided |= rare_errors(work.ruleset.family)  # a chain that accepts is as careful with them as an ACCEPT
     by_shape = selection.alike(rule, states, bool(replies)) and not leaves(rule)  # those look at the chain too
     shape = selection.shape(rule) if by_shape else None
@@ -307,7 +307,7 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     parts = selection.parts_for(rule, work.ruleset.family, replies)
     chosen = selection.select(rule, work.ruleset.family, parts, states, decided)
     if chosen.form != "beside" and leaves(rule):
-        entering = _ways(work, line).entering(line.chain)
+        entering = work.own.ways(line.table).entering(line.chain)
         parts = tuple(part for part in parts if part.group in entering)
         chosen = selection.select(rule, work.ruleset.family, parts, states, decided, listed=True)
     notes = (effects.counted(rule, states, chosen), effects.lost(rule, states, chosen))
@@ -348,72 +348,12 @@ def _texts(
         _block(work, line, "what it matches takes a chain of its own, and it is inserted (-I)",
                "load the rules once, save them with iptables-save, and use that file")
         return None
-    final = _final(work, line) if leaves(rule) else [edit.rebuilt(rule)]
+    final = work.own.leaving(line) if leaves(rule) else [edit.rebuilt(rule)]
     if not final:
-        _block(work, line, "what it matches takes a chain of its own, and where it leads when it leaves its chain differs",
+        _block(work, line, "what it matches takes a chain of its own, and it leaves its chain, for different places",
                "write one rule for each protocol in its place: -p tcp, -p icmp, -p udp with the ports that are meant")
         return None
-    return _own_chain(work, line, chosen, exempt, final)
-
-
-def _ways(work: _Work, line: Line) -> Ways:
-    return work.ways.setdefault(line.table, Ways(work.ruleset, line.table))
-
-
-def _final(work: _Work, line: Line) -> list[str]:
-    """What stands in a chain of its own for a rule that leaves its chain; nothing where that cannot be said.
-
-    The last is the rule itself; one before it is for a chain that it goes to.
-    """
-    ways, rule = _ways(work, line), line.rule
-    text = edit.rebuilt(rule)
-    if rule.target != "RETURN" and not ways.comes_back(rule.target) and ways.known:
-        return [text]
-    verdict = ways.beyond(line.chain) if ways.known else None
-    if verdict is None:
-        return []
-    if rule.target == "RETURN":
-        return [edit.retargeted(text, f"-j {verdict}")]
-    between = _new_chain(work, line.table)
-    return [f"-A {between} -j {rule.target}", f"-A {between} -j {verdict}", edit.retargeted(text, f"-g {between}")]
-
-
-def _own_chain(
-    work: _Work, line: Line, chosen: selection.Selection, exempt: tuple[Exemption, ...], texts: list[str]
-) -> list[str]:
-    """Write the rule, the last of *texts*, into a chain of its own: behind RETURNs, or as one rule for many pieces."""
-    chain = _new_chain(work, line.table)
-    final = edit.moved(line.rule, chain, texts[-1])
-    own = _own_protocol(line.rule)
-    returns = texts[:-1]
-    returns += [_plain(chain, selection.Piece("", e.options or "", ()), "RETURN") for e in exempt]
-    if chosen.form == "around":
-        returns += [_plain(chain, piece, "RETURN") for piece in chosen.pieces]
-        return [*returns, final, _plain(line.chain, selection.Piece(own, "", ()), chain)]
-    jumps = [_plain(line.chain, selection.Piece(p.protocol or own, p.matches, ()), chain) for p in chosen.pieces]
-    return [*returns, final, *jumps]
-
-
-def _own_protocol(rule: Rule) -> str:
-    option = rule.first("-p")
-    if option is None:
-        return ""
-    return f"! {option.value}" if option.negated else option.value
-
-
-def _plain(chain: str, piece: selection.Piece, target: str) -> str:
-    protocol = piece.protocol
-    head = f"! -p {protocol[2:]}" if protocol.startswith("! ") else (f"-p {protocol}" if protocol else "")
-    return " ".join(word for word in ("-A", chain, head, piece.matches, "-j", target) if word)
-
-
-def _new_chain(work: _Work, table: str) -> str:
-    made = work.new_chains.setdefault(table, {})
-    number = next(reversed(made.values()), 0) + 1
-    while f"{CHAIN_PREFIX}{number}" in work.ruleset.chains[table]:
-        number += 1
-    made[f"{CHAIN_PREFIX}{number}"] = number
-    return f"{CHAIN_PREFIX}{number}"
+    return work.own.write(line, chosen, exempt, final)
 
 
 def _untracked_texts(work: _Work, line: Line) -> list[str] | None:
@@ -456,11 +396,3 @@ def _drop_nat_table(work: _Work) -> None:
     work.changes.append(
         Change(left[0].number, "*nat", (), "loading even an empty nat table loads nf_nat and nf_conntrack")
     )
-
-
-def _declare_chains(work: _Work) -> None:
-    """Declare our chains behind the table's own; their rules stand before the first jump to them."""
-    for table, chains in work.new_chains.items():
-        at = max(i for i, x in enumerate(work.lines) if x.table == table and x.kind in ("table", "chain"))
-        number = work.lines[at].number
-        work.lines[at + 1 : at + 1] = [Line(number, f":{c} - [0:0]", "chain", table, c) for c in chains]

@@ -437,7 +437,7 @@ def test_packets_stay_whole_where_rules_saw_them_whole(table: str, chain: str, k
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("exempt", ["-p tcp --sport 22", "-p 6 --sport 22", "-p tcp ! --sport 22", "-p tcp --syn"])
 def test_a_port_is_not_read_as_a_list_of_ports(backend: str, exempt: str) -> None:
-    """Behind ``-m multiport`` the word ``--sport`` is short for ``--sports``, which it does not take beside ``--dports``."""
+    """Behind ``-m multiport`` the word ``--sport`` is short for ``--sports``, which stands beside no ``--dports``."""
     raw = (f"-A OUTPUT {exempt} -j CT --notrack",)
     rule = "-A OUTPUT -p tcp -m multiport --dports 22,80 -m state --state UNTRACKED -j ACCEPT"
     done = judge(ruleset(rule, raw=raw))
