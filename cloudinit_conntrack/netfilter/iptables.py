@@ -24,20 +24,31 @@ COMMANDS = {
     "-A": "-A", "--append": "-A", "-I": "-I", "--insert": "-I", "-D": "-D", "--delete": "-D",
     "-R": "-R", "--replace": "-R", "-N": "-N", "--new": "-N", "--new-chain": "-N",
     "-X": "-X", "--delete-chain": "-X", "-F": "-F", "--flush": "-F", "-Z": "-Z", "--zero": "-Z",
-    "-P": "-P", "--policy": "-P", "-E": "-E", "--rename-chain": "-E",
+    "-P": "-P", "--policy": "-P", "--pol": "-P", "-E": "-E", "--rename-chain": "-E",
 }
 BASE = {
-    "--protocol": "-p", "--proto": "-p", "--source": "-s", "--src": "-s",
+    "--protocol": "-p", "--source": "-s", "--src": "-s",
     "--destination": "-d", "--dst": "-d", "--in-interface": "-i", "--out-interface": "-o",
-    "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragment": "-f",
-    "--source-port": "--sport", "--destination-port": "--dport",
-    "--source-ports": "--sports", "--destination-ports": "--dports",
+    "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragments": "-f", "--ipv4": "-4", "--ipv6": "-6",
 }
+SYNONYMS = {
+    "--source-port": "--sport", "--destination-port": "--dport",
+    "--source-ports": "--sports", "--destination-ports": "--dports", "--set-counters": "-c",
+}
+# getopt_long takes the beginning of a name for the whole.  These are the beginnings that no two options of
+# iptables 1.8.9 share ...
+SHORTENED = {
+    "--sy": "--syn", "--tcp-f": "--tcp-flags", "--icmp-": "--icmp-type", "--icmpv": "--icmpv6-type",
+    "--sta": "--state", "--not": "--notrack", "--comm": "--comment",
+}
+# ... and these look like one, but are whole names (-m policy, -j CLUSTERIP, -m recent).
+WHOLE = frozenset(("--pol", "--proto", "--new", "--set"))
 GLUED = tuple("-" + letter for letter in "psdiojgmcAIDRNPXFZE")
 # Options whose value is free text, which may look like an option itself: ``--comment -j``.
 FREE_TEXT = frozenset(
     ("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
-     "--hashlimit-name")
+     "--hashlimit-name", "--nfacct-name", "--rateest-name", "--led-trigger-id", "--helper", "--selctx", "--path",
+     "--object-pinned", "--genre", "--timeout", "--label")
 )
 COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
 PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])(?:[ \t]+|$)")
@@ -150,7 +161,7 @@ def _chain(text: str, number: int, table: str, where: str) -> Line:
 
 
 # The beginning of a command, for a quick answer: most lines are never looked at further.
-START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
+START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?![^ \t])(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
 
 
 def _command(text: str, number: int, table: str, where: str) -> Line:
@@ -179,15 +190,15 @@ def chain_of(text: str) -> str:
 
 
 def _odd_command(text: str, where: str) -> tuple[str, str]:
-    """Command and chain where they are written together or cut short (``-AINPUT``, ``--appen INPUT``)."""
+    """Command and chain where they are written together, cut short, or not first (``-AINPUT``, ``-4 -A INPUT``)."""
+    words = text.split()
+    if words[0][0] == "[" and not COUNTERS.match(words[0]):
+        raise RulesSyntaxError(f"bad counters {_short(words[0])!r}", where, "expected [packets:bytes]")
     rule = parse_rule(text)
-    if rule.command in COMMANDS:
+    if rule.command in COMMANDS and words[rule.counters == words[0]][0] in '-!"':
         return rule.command, rule.chain
-    word = text.split()[0] if text.split() else text
-    if word[0] == "[" and not COUNTERS.match(word):
-        raise RulesSyntaxError(f"bad counters {_short(word)!r}", where, "expected [packets:bytes]")
     raise RulesSyntaxError(
-        f"unknown command {_short(word)!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
+        f"unknown command {_short(words[0])!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
     )
 
 
@@ -302,9 +313,23 @@ def parse_words(text: str) -> Rule:
 
 
 def _rule(text: str, counters: str, options: tuple[Option, ...]) -> Rule:
+    if options and (options[0].name not in COMMANDS or "--proto" in text):
+        options = _command_first(_named(options))
     command = COMMANDS.get(options[0].name, options[0].name) if options else ""
     chain = options[0].value if options else ""
     return Rule(text, command, chain, counters, options)
+
+
+def _command_first(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """The command may stand anywhere in its line: ``-4 -A INPUT``."""
+    command = next((o for o in options if o.name in COMMANDS), options[0])
+    return (command, *(o for o in options if o is not command))
+
+
+def _named(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """``--proto`` is ``--protocol`` cut short, but behind ``-m policy`` the protocol of a tunnel."""
+    policy = next((at for at, o in enumerate(options) if o.name == "-m" and o.value == "policy"), len(options))
+    return tuple(o._replace(name="-p") if o.name == "--proto" and at < policy else o for at, o in enumerate(options))
 
 
 def _plain_rule(text: str) -> Rule | None:
@@ -351,11 +376,12 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
 
 
 def _is_not(word: Word) -> bool:
-    return word.value == "!" and not word.quoted
+    return word.value == "!"
 
 
 def _is_option(word: Word) -> bool:
-    return not word.quoted and OPTION.match(word.value) is not None
+    """Quotes do not matter to getopt, but what needs them is a value."""
+    return OPTION.match(word.value) is not None and not (word.quoted and " " in word.value)
 
 
 @lru_cache(maxsize=1024)
@@ -370,9 +396,15 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _canonical(name: str) -> str:
-    """The one name of a long option; getopt_long takes a unique beginning for the whole."""
-    if name in COMMANDS or name in BASE:
-        return COMMANDS.get(name) or BASE[name]
-    whole = [long for long in (*BASE, *COMMANDS, "--state", "--ctstate") if name[2:] and long.startswith(name)]
-    meant = {COMMANDS.get(long) or BASE.get(long, long) for long in whole}
+    """The one name of a long option, which may be cut short."""
+    if name in WHOLE:
+        return name
+    known = COMMANDS.get(name) or BASE.get(name) or SYNONYMS.get(name)
+    if known:
+        return known
+    for short, long in SHORTENED.items():
+        if name.startswith(short) and long.startswith(name):
+            return long
+    names = {**BASE, **COMMANDS}
+    meant = {names[long] for long in names if name[2:] and long.startswith(name)}
     return meant.pop() if len(meant) == 1 else name
