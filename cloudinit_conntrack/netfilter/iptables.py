@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
+from .names import COMMANDS, FREE_TEXT, split_name
 from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet, Shape
 
 # iptables-restore reads lines into a buffer of 10,240 bytes and takes the rest of a longer
@@ -20,38 +21,8 @@ LONGEST_LINE = 10_238
 LARGEST_FILE = 64 * 1024 * 1024
 MOST_LINES = 1_000_000
 
-COMMANDS = {
-    "-A": "-A", "--append": "-A", "-I": "-I", "--insert": "-I", "-D": "-D", "--delete": "-D",
-    "-R": "-R", "--replace": "-R", "-N": "-N", "--new": "-N", "--new-chain": "-N",
-    "-X": "-X", "--delete-chain": "-X", "-F": "-F", "--flush": "-F", "-Z": "-Z", "--zero": "-Z",
-    "-P": "-P", "--policy": "-P", "--pol": "-P", "-E": "-E", "--rename-chain": "-E",
-}
-BASE = {
-    "--protocol": "-p", "--source": "-s", "--src": "-s",
-    "--destination": "-d", "--dst": "-d", "--in-interface": "-i", "--out-interface": "-o",
-    "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragments": "-f", "--ipv4": "-4", "--ipv6": "-6",
-}
-SYNONYMS = {
-    "--source-port": "--sport", "--destination-port": "--dport",
-    "--source-ports": "--sports", "--destination-ports": "--dports", "--set-counters": "-c",
-}
-# getopt_long takes the beginning of a name for the whole.  These are the beginnings that no two options of
-# iptables 1.8.9 share ...
-SHORTENED = {
-    "--sy": "--syn", "--tcp-f": "--tcp-flags", "--icmp-": "--icmp-type", "--icmpv": "--icmpv6-type",
-    "--sta": "--state", "--not": "--notrack", "--comm": "--comment",
-}
-# ... and these look like one, but are whole names (-m policy, -j CLUSTERIP, -m recent).
-WHOLE = frozenset(("--pol", "--proto", "--new", "--set"))
-GLUED = tuple("-" + letter for letter in "psdiojgmcAIDRNPXFZE")
-# Options whose value is free text, which may look like an option itself: ``--comment -j``.
-FREE_TEXT = frozenset(
-    ("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
-     "--hashlimit-name", "--nfacct-name", "--rateest-name", "--led-trigger-id", "--helper", "--selctx", "--path",
-     "--object-pinned", "--genre", "--timeout", "--label")
-)
 COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
-PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])(?:[ \t]+|$)")
+PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])[ \t]*")
 OPTION = re.compile(r"--?[A-Za-z]|-[46]$")
 WORD = re.compile("[^ \t]+")
 # What differs most from rule to rule: addresses, interfaces, ports.
@@ -161,7 +132,9 @@ def _chain(text: str, number: int, table: str, where: str) -> Line:
 
 
 # The beginning of a command, for a quick answer: most lines are never looked at further.
-START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?![^ \t])(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
+START = re.compile(
+    r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?![^ \t])(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?"
+)
 
 
 def _command(text: str, number: int, table: str, where: str) -> Line:
@@ -191,7 +164,7 @@ def chain_of(text: str) -> str:
 
 def _odd_command(text: str, where: str) -> tuple[str, str]:
     """Command and chain where they are written together, cut short, or not first (``-AINPUT``, ``-4 -A INPUT``)."""
-    words = text.split()
+    words = text.split() or [text]
     if words[0][0] == "[" and not COUNTERS.match(words[0]):
         raise RulesSyntaxError(f"bad counters {_short(words[0])!r}", where, "expected [packets:bytes]")
     rule = parse_rule(text)
@@ -219,12 +192,12 @@ def open_quote(text: str) -> bool:
     return opened
 
 
-def words_of(text: str) -> tuple[Word, ...]:
-    """Split *text* as ``add_param_to_argv`` does, keeping each word's offsets."""
+def words_of(text: str, start: int = 0) -> tuple[Word, ...]:
+    """Split *text* from *start* on as ``add_param_to_argv`` does, keeping each word's offsets."""
     if '"' not in text:
-        return tuple(Word(found.group(), False, found.start(), found.end()) for found in WORD.finditer(text))
+        return tuple(Word(found.group(), False, found.start(), found.end()) for found in WORD.finditer(text, start))
     words: list[Word] = []
-    at, size = 0, len(text)
+    at, size = start, len(text)
     while at < size:
         if text[at] in " \t":
             at += 1
@@ -305,11 +278,9 @@ def parse_words(text: str) -> Rule:
     plain = _plain_rule(text) if '"' not in text else None
     if plain is not None:
         return plain
-    words = list(words_of(text))
-    counters = ""
-    if words and COUNTERS.fullmatch(words[0].value):
-        counters = words.pop(0).value
-    return _rule(text, counters, _options(words))
+    counted = PLAIN_COUNTERS.match(text)
+    words = list(words_of(text, counted.end() if counted else 0))
+    return _rule(text, counted.group(1) if counted else "", _options(words))
 
 
 def _rule(text: str, counters: str, options: tuple[Option, ...]) -> Rule:
@@ -347,7 +318,7 @@ def _plain_rule(text: str) -> Rule | None:
 @lru_cache(maxsize=4096)
 def _plain_option(inverted: str | None, word: str, rest: str) -> tuple[str, tuple[str, ...], bool] | None:
     """Name, arguments and negation of an option; most options of a rule-set are said many times."""
-    name, glued = _split(word)
+    name, glued = split_name(word)
     if word == "!" or (inverted and not OPTION.match(word)) or (not rest and name in FREE_TEXT):
         return None
     args = tuple(WORD.findall(rest))
@@ -362,7 +333,7 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
         start, negated = words[at].start, False
         if _is_not(words[at]) and at + 1 < len(words):
             negated, at = True, at + 1
-        name, glued = _split(words[at].value)
+        name, glued = split_name(words[at].value)
         args, at = [glued] if glued is not None else [], at + 1
         if at + 1 < len(words) and not args and _is_not(words[at]) and not _is_option(words[at + 1]):
             negated, at = not negated, at + 1  # the order before iptables 1.4.3: -s ! 10.0.0.0/8
@@ -382,29 +353,3 @@ def _is_not(word: Word) -> bool:
 def _is_option(word: Word) -> bool:
     """Quotes do not matter to getopt, but what needs them is a value."""
     return OPTION.match(word.value) is not None and not (word.quoted and " " in word.value)
-
-
-@lru_cache(maxsize=1024)
-def _split(name: str) -> tuple[str, str | None]:
-    """An option word as its canonical name and a value glued to it (``-ptcp``, ``--dport=80``)."""
-    if name.startswith("--"):
-        name, equals, value = name.partition("=")
-        return _canonical(name), value if equals else None
-    if len(name) > 2 and name[:2] in GLUED:
-        return name[:2], name[2:]
-    return name, None
-
-
-def _canonical(name: str) -> str:
-    """The one name of a long option, which may be cut short."""
-    if name in WHOLE:
-        return name
-    known = COMMANDS.get(name) or BASE.get(name) or SYNONYMS.get(name)
-    if known:
-        return known
-    for short, long in SHORTENED.items():
-        if name.startswith(short) and long.startswith(name):
-            return long
-    names = {**BASE, **COMMANDS}
-    meant = {names[long] for long in names if name[2:] and long.startswith(name)}
-    return meant.pop() if len(meant) == 1 else name

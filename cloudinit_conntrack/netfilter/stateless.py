@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
+from .commands import SAVE_FIRST, declared, may_be_undone, miscounting, unfit_for_rewrite
 from .iptables import chain_of, parse_rule
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, Rule, RuleSet
@@ -102,6 +103,7 @@ class _Work:
     seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
     known: dict[Hashable, alike.Known] = field(default_factory=dict)
     effort: int = 0
+    undone: bool = False
 
     @property
     def too_much(self) -> bool:
@@ -124,6 +126,7 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
         policy,
         replies_by_hook(ruleset, policy.local_ports, policy.asked, policy.answered),
         exemptions(ruleset),
+        undone=may_be_undone(ruleset),
     )
     for line in ruleset.lines:
         if line.kind == "rule":
@@ -133,10 +136,12 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
         if work.too_much:
             _block(work, line, "so many states times so many UDP ports make too many rules", "name fewer UDP ports")
             break
+    for line in miscounting(ruleset, {change.line: change.becomes for change in work.changes}):
+        _block(work, line, "it counts rules by number, and there are more or fewer before it now", SAVE_FIRST)
     if work.blockers:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
-    _declare_chains(work)
+    work.lines = declared(work.lines, work.new_chains)
     result = _kept_whole(work) if work.changes else ruleset
     return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
 
@@ -173,8 +178,8 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
         if not unknown:
             _know(work, line, alike.Known(None))
         _keep(work, line)
-    elif rule.command not in ("-A", "-I"):
-        _block(work, line, f"{rule.command} of a stateful rule", "save the rules with iptables-save and use that file")
+    elif (unfit := unfit_for_rewrite(rule, work.ruleset.family)) is not None:
+        _block(work, line, *unfit)
     elif found.kind == "notrack":
         _remove(work, line, "nothing is tracked any more, so nothing needs to be exempted")
     elif found.kind == "nat":
@@ -219,7 +224,7 @@ _REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 
 
 def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
-    if not selection.settles(line.rule):
+    if work.undone or not selection.settles(line.rule):
         return
     parts = selection.parts_for(line.rule, work.ruleset.family, _replies_for(work, line))
     key = (line.table, line.chain)
@@ -417,11 +422,3 @@ def _drop_nat_table(work: _Work) -> None:
     work.changes.append(
         Change(left[0].number, "*nat", (), "loading even an empty nat table loads nf_nat and nf_conntrack")
     )
-
-
-def _declare_chains(work: _Work) -> None:
-    """Declare our chains behind the table's own; their rules stand before the first jump to them."""
-    for table, chains in work.new_chains.items():
-        at = max(i for i, x in enumerate(work.lines) if x.table == table and x.kind in ("table", "chain"))
-        number = work.lines[at].number
-        work.lines[at + 1 : at + 1] = [Line(number, f":{c} - [0:0]", "chain", table, c) for c in chains]

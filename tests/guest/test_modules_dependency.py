@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 from upstream.debian_source import source_tree
@@ -119,8 +119,8 @@ def judged(family: str) -> tuple[Seen, ...]:
     return tuple(Seen(g, row[1] != "none", row[2] == "yes", row[3] == "yes") for g, row in zip(mine, lines))
 
 
-STORY = {family: Later(lambda family=family: judged(family)) for family in FAMILIES}
-IPV4, IPV6 = STORY["ipv4"], STORY["ipv6"]  # where conftest.py finds them
+IPV4, IPV6 = Later(partial(judged, "ipv4")), Later(partial(judged, "ipv6"))
+STORY = {"ipv4": IPV4, "ipv6": IPV6}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
