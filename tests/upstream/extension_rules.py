@@ -33,9 +33,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Translation:
-    """nft commands of one table, as iptables-translate prints them."""
+    """nft commands, as a translator prints them for *source* (``None`` for a rule of ebtables)."""
 
-    where: str
+    source: Candidate | None
     commands: tuple[str, ...]
 
 
@@ -71,11 +71,15 @@ def _of_t(path: Path, family: str) -> Iterator[Candidate]:
 
 
 def _of_txlate(path: Path) -> Iterator[Candidate]:
-    for place, line in _lines(path):
-        program, _, command = line.partition(";")[0].partition(" ")
-        if program in TRANSLATORS:
-            table, text = _without_table(command)
-            yield Candidate(place, TRANSLATORS[program], table, text)
+    yield from filter(None, (_candidate(place, line) for place, line in _lines(path)))
+
+
+def _candidate(place: str, line: str) -> Candidate | None:
+    program, _, command = line.partition(";")[0].partition(" ")
+    if program not in TRANSLATORS:
+        return None
+    table, text = _without_table(command)
+    return Candidate(place, TRANSLATORS[program], table, text)
 
 
 def _without_table(command: str) -> tuple[str, str]:
@@ -92,11 +96,11 @@ def translations(tree: Path) -> Iterator[Translation]:
     """What iptables-translate is to print: groups of nft commands, bridge tables too."""
     for path in sorted((tree / "extensions").glob("*.txlate")):
         group: list[str] = []
-        where = ""
+        source: Candidate | None = None
         for place, line in [*_lines(path), ("", "")]:
             if line.startswith("nft "):
                 group.append(line[4:].strip().strip("'"))
-                where = where or place
-            elif group:
-                yield Translation(where, tuple(group))
-                group, where = [], ""
+                continue
+            if group:
+                yield Translation(source, tuple(group))
+            group, source = [], _candidate(place, line)
