@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from .iptables import chain_of
 from .ruleset import Line, Rule, RuleSet
 
-UNDOING = frozenset(("-D", "-R", "-F", "-X"))
+UNDOING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 SAVE_FIRST = "save the rules with iptables-save and use that file"
 COUNTING = frozenset(("-I", "-D", "-R"))
 
@@ -28,6 +28,8 @@ def miscounting(ruleset: RuleSet, became: Mapping[int, tuple[str, ...]]) -> Iter
     *became* says of each changed line, by its number, what it became.
     """
     moved: set[tuple[str, str]] = set()
+    if not any(line.command in COUNTING for line in ruleset.rules()):
+        return  # the many rule-sets that iptables-save printed
     for line in ruleset.rules():
         place = (line.table, line.chain)
         if line.number in became:

@@ -216,11 +216,6 @@ def _keep(work: _Work, line: Line) -> None:
     work.lines.append(line)
     if line.rule.command == "-A" and line.rule.target in selection.FINAL:
         _settle(work, line, None)
-    elif line.rule.command in _REMOVING:
-        work.decided.clear()  # what settled something may be gone
-
-
-_REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 
 
 def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:

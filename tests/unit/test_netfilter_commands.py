@@ -155,6 +155,12 @@ def test_what_is_gone_again_settles_nothing(between: tuple[str, ...]) -> None:
     assert settled.becomes != alone.becomes  # so the test can fail
 
 
+def test_what_goes_later_settles_nothing_before() -> None:
+    text = table("-A INPUT -p tcp -j ACCEPT", STATE, "-D INPUT -p tcp -j ACCEPT")
+    alone = make_stateless(parse_ruleset(table(STATE), "ipv4")).changes[0]
+    assert make_stateless(parse_ruleset(text, "ipv4")).changes[0].becomes == alone.becomes
+
+
 def test_new_chains_are_declared_in_the_block_that_uses_them() -> None:
     block = ("-A INPUT -m state --state NEW -j DROP", "COMMIT")
     text = "\n".join(("*filter", *block, "*filter", *block, ""))
