@@ -6,13 +6,14 @@ and then does one command after another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from .iptables import chain_of
 from .ruleset import Line, Rule, RuleSet
 
 UNDOING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 SAVE_FIRST = "save the rules with iptables-save and use that file"
+NUMBERED = "it names a rule by its number, and its chain has more or fewer rules now"
 COUNTING = frozenset(("-I", "-D", "-R"))
 
 
@@ -22,21 +23,13 @@ def may_be_undone(ruleset: RuleSet) -> bool:
     return len(set(tables)) < len(tables) or any(line.command in UNDOING for line in ruleset.rules())
 
 
-def miscounting(ruleset: RuleSet, became: Mapping[int, tuple[str, ...]]) -> Iterator[Line]:
-    """The commands with a rule number (``-I INPUT 3``) whose chain has more or fewer rules before them now.
-
-    *became* says of each changed line, by its number, what it became.
-    """
-    moved: set[tuple[str, str]] = set()
-    if not any(line.command in COUNTING for line in ruleset.rules()):
-        return  # the many rule-sets that iptables-save printed
-    for line in ruleset.rules():
-        place = (line.table, line.chain)
-        if line.number in became:
-            if sum(chain_of(text) == line.chain for text in became[line.number]) != 1:
-                moved.add(place)
-        elif place in moved and line.command in COUNTING and _number(line) > 1 - (line.command != "-I"):
-            yield line
+def shifted(before: RuleSet, after: RuleSet) -> tuple[Line, ...]:
+    """The commands of *before* with a rule number (``-I INPUT 3``), in chains that have more or fewer rules *after*."""
+    numbered = [x for x in before.rules() if x.command in COUNTING and _number(x) > (x.command == "-I")]
+    if not numbered:
+        return ()
+    was, now = (Counter((x.table, x.chain) for x in ruleset.rules()) for ruleset in (before, after))
+    return tuple(x for x in numbered if was[x.table, x.chain] != now[x.table, x.chain])
 
 
 def _number(line: Line) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
-from .commands import SAVE_FIRST, declared, may_be_undone, miscounting, unfit_for_rewrite
+from .commands import NUMBERED, SAVE_FIRST, declared, may_be_undone, shifted, unfit_for_rewrite
 from .iptables import chain_of, parse_rule
 from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, Rule, RuleSet
@@ -136,13 +136,15 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
         if work.too_much:
             _block(work, line, "so many states times so many UDP ports make too many rules", "name fewer UDP ports")
             break
-    for line in miscounting(ruleset, {change.line: change.becomes for change in work.changes}):
-        _block(work, line, "it counts rules by number, and there are more or fewer before it now", SAVE_FIRST)
     if work.blockers:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
     work.lines = declared(work.lines, work.new_chains)
     result = _kept_whole(work) if work.changes else ruleset
+    for line in shifted(ruleset, result):
+        _block(work, line, NUMBERED, SAVE_FIRST)
+    if work.blockers:
+        return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
 
 

@@ -7,6 +7,7 @@ from netfilter_kernel import Loaded, load, rules_of
 
 from cloudinit_conntrack.errors import RulesSyntaxError
 from cloudinit_conntrack.netfilter.iptables import parse_rule, parse_ruleset
+from cloudinit_conntrack.netfilter.notrack import Bypass, Flow, add_bypass
 from cloudinit_conntrack.netfilter.ruleset import Rule, format_ruleset
 from cloudinit_conntrack.netfilter.stateful import dependency
 from cloudinit_conntrack.netfilter.stateless import make_stateless
@@ -133,12 +134,14 @@ def test_a_rule_number_behind_a_rule_that_becomes_several_is_refused(counted: st
     """"-I INPUT 3" stood behind the DROP; with the state match said in seven rules it would stand before it."""
     done = make_stateless(parse_ruleset(table(STATE, "-A INPUT -j DROP", counted), "ipv4"))
     assert [(b.line, b.rule) for b in done.blockers] == [(4, counted)]
-    assert "by number" in done.blockers[0].reason
+    assert "by its number" in done.blockers[0].reason
+    flows = Bypass((Flow("tcp", (80, 80)),))
+    (blocker,) = add_bypass(parse_ruleset(table(STATE, "-A INPUT -j DROP", counted), "ipv4"), flows).blockers
+    assert (blocker.line, blocker.rule) == (4, counted)
 
 
-def test_a_rule_number_before_it_or_in_another_chain_is_kept() -> None:
-    lines = ("-A INPUT -j LOG", "-R INPUT 1 -p tcp -j LOG", STATE, "-I INPUT 1 -p udp -j LOG", "-A OUTPUT -j LOG",
-             "-D OUTPUT 1")  # fmt: skip
+def test_a_rule_number_at_the_top_or_in_another_chain_is_kept() -> None:
+    lines = (STATE, "-I INPUT 1 -p udp -j LOG", "-A OUTPUT -j LOG", "-R OUTPUT 1 -p tcp -j LOG", "-D OUTPUT 1")
     done = make_stateless(parse_ruleset(table(*lines), "ipv4"))
     assert done.changes and not done.blockers
 
