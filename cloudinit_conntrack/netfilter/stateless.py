@@ -108,7 +108,7 @@ class _Work:
     @property
     def too_much(self) -> bool:
         """Whether a hostile rule-set, many states times many UDP ports, grows beyond all use."""
-        return len(self.lines) > MOST_LINES or self.effort > MOST_EFFORT
+        return len(self.lines) > MOST_LINES + len(self.ruleset.lines) or self.effort > MOST_EFFORT
 
 
 def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:

@@ -66,7 +66,6 @@ def _fetch(what: str, folder: Path) -> Path:
     apt = ["apt-get", "-q", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
     # A third party's repository without sources makes this fail; what counts is the next command.
     update = subprocess.run([*apt, "update"], capture_output=True, text=True, timeout=300, check=False)
-    # fakeroot-less, and without dpkg-source's question for a signature that we need not have: apt checked it
     _run([*apt, "source", "--only-source", what], folder / "tree", update.stderr)
     return next(path for path in (folder / "tree").iterdir() if path.is_dir())
 
