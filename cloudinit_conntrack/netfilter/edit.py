@@ -103,7 +103,9 @@ def _with_counters(text: str, counters: str) -> str:
 def moved(rule: Rule, chain: str, text: str | None = None) -> str:
     """*rule* (or *text* made from it), which is an ``-A``, appended to another *chain*, without counters."""
     source = rule if text is None else parse_rule(text)
-    return f"-A {chain} {source.text[source.options[0].end :].strip()}"
+    command = source.options[0]
+    before = source.text[: command.start].replace(source.counters, "", 1)
+    return " ".join(("-A", chain, *before.split(), source.text[command.end :].strip()))
 
 
 def retargeted(text: str, target: str) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import RulesSyntaxError
+from .names import COMMANDS, FREE_TEXT, split_name
 from .ruleset import BLANKS, TABLES, Line, Option, Rule, RuleSet, Shape
 
 # iptables-restore reads lines into a buffer of 10,240 bytes and takes the rest of a longer
@@ -20,27 +21,8 @@ LONGEST_LINE = 10_238
 LARGEST_FILE = 64 * 1024 * 1024
 MOST_LINES = 1_000_000
 
-COMMANDS = {
-    "-A": "-A", "--append": "-A", "-I": "-I", "--insert": "-I", "-D": "-D", "--delete": "-D",
-    "-R": "-R", "--replace": "-R", "-N": "-N", "--new": "-N", "--new-chain": "-N",
-    "-X": "-X", "--delete-chain": "-X", "-F": "-F", "--flush": "-F", "-Z": "-Z", "--zero": "-Z",
-    "-P": "-P", "--policy": "-P", "-E": "-E", "--rename-chain": "-E",
-}
-BASE = {
-    "--protocol": "-p", "--proto": "-p", "--source": "-s", "--src": "-s",
-    "--destination": "-d", "--dst": "-d", "--in-interface": "-i", "--out-interface": "-o",
-    "--jump": "-j", "--goto": "-g", "--match": "-m", "--fragment": "-f",
-    "--source-port": "--sport", "--destination-port": "--dport",
-    "--source-ports": "--sports", "--destination-ports": "--dports",
-}
-GLUED = tuple("-" + letter for letter in "psdiojgmcAIDRNPXFZE")
-# Options whose value is free text, which may look like an option itself: ``--comment -j``.
-FREE_TEXT = frozenset(
-    ("--comment", "--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--name",
-     "--hashlimit-name")
-)
 COUNTERS = re.compile(r"\[[0-9]+:[0-9]+\]")
-PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])(?:[ \t]+|$)")
+PLAIN_COUNTERS = re.compile(r"[ \t]*(\[[0-9]+:[0-9]+\])[ \t]*")
 OPTION = re.compile(r"--?[A-Za-z]|-[46]$")
 WORD = re.compile("[^ \t]+")
 # What differs most from rule to rule: addresses, interfaces, ports.
@@ -150,7 +132,9 @@ def _chain(text: str, number: int, table: str, where: str) -> Line:
 
 
 # The beginning of a command, for a quick answer: most lines are never looked at further.
-START = re.compile(r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?")
+START = re.compile(
+    r"[ \t]*(?:\[[0-9]+:[0-9]+\][ \t]*)?(--?[A-Za-z][A-Za-z-]*)(?![^ \t])(?:[ \t]+(\"[^\"]*\"|[^ \t\"]+))?"
+)
 
 
 def _command(text: str, number: int, table: str, where: str) -> Line:
@@ -179,15 +163,15 @@ def chain_of(text: str) -> str:
 
 
 def _odd_command(text: str, where: str) -> tuple[str, str]:
-    """Command and chain where they are written together or cut short (``-AINPUT``, ``--appen INPUT``)."""
+    """Command and chain where they are written together, cut short, or not first (``-AINPUT``, ``-4 -A INPUT``)."""
+    words = text.split() or [text]
+    if words[0][0] == "[" and not COUNTERS.match(words[0]):
+        raise RulesSyntaxError(f"bad counters {_short(words[0])!r}", where, "expected [packets:bytes]")
     rule = parse_rule(text)
-    if rule.command in COMMANDS:
+    if rule.command in COMMANDS and words[rule.counters == words[0]][0] in '-!"':
         return rule.command, rule.chain
-    word = text.split()[0] if text.split() else text
-    if word[0] == "[" and not COUNTERS.match(word):
-        raise RulesSyntaxError(f"bad counters {_short(word)!r}", where, "expected [packets:bytes]")
     raise RulesSyntaxError(
-        f"unknown command {_short(word)!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
+        f"unknown command {_short(words[0])!r}", where, "expected a rule such as '-A CHAIN ...', a chain, or COMMIT"
     )
 
 
@@ -208,12 +192,12 @@ def open_quote(text: str) -> bool:
     return opened
 
 
-def words_of(text: str) -> tuple[Word, ...]:
-    """Split *text* as ``add_param_to_argv`` does, keeping each word's offsets."""
+def words_of(text: str, start: int = 0) -> tuple[Word, ...]:
+    """Split *text* from *start* on as ``add_param_to_argv`` does, keeping each word's offsets."""
     if '"' not in text:
-        return tuple(Word(found.group(), False, found.start(), found.end()) for found in WORD.finditer(text))
+        return tuple(Word(found.group(), False, found.start(), found.end()) for found in WORD.finditer(text, start))
     words: list[Word] = []
-    at, size = 0, len(text)
+    at, size = start, len(text)
     while at < size:
         if text[at] in " \t":
             at += 1
@@ -294,17 +278,29 @@ def parse_words(text: str) -> Rule:
     plain = _plain_rule(text) if '"' not in text else None
     if plain is not None:
         return plain
-    words = list(words_of(text))
-    counters = ""
-    if words and COUNTERS.fullmatch(words[0].value):
-        counters = words.pop(0).value
-    return _rule(text, counters, _options(words))
+    counted = PLAIN_COUNTERS.match(text)
+    words = list(words_of(text, counted.end() if counted else 0))
+    return _rule(text, counted.group(1) if counted else "", _options(words))
 
 
 def _rule(text: str, counters: str, options: tuple[Option, ...]) -> Rule:
+    if options and (options[0].name not in COMMANDS or "--proto" in text):
+        options = _command_first(_named(options))
     command = COMMANDS.get(options[0].name, options[0].name) if options else ""
     chain = options[0].value if options else ""
     return Rule(text, command, chain, counters, options)
+
+
+def _command_first(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """The command may stand anywhere in its line: ``-4 -A INPUT``."""
+    command = next((o for o in options if o.name in COMMANDS), options[0])
+    return (command, *(o for o in options if o is not command))
+
+
+def _named(options: tuple[Option, ...]) -> tuple[Option, ...]:
+    """``--proto`` is ``--protocol`` cut short, but behind ``-m policy`` the protocol of a tunnel."""
+    policy = next((at for at, o in enumerate(options) if o.name == "-m" and o.value == "policy"), len(options))
+    return tuple(o._replace(name="-p") if o.name == "--proto" and at < policy else o for at, o in enumerate(options))
 
 
 def _plain_rule(text: str) -> Rule | None:
@@ -322,7 +318,7 @@ def _plain_rule(text: str) -> Rule | None:
 @lru_cache(maxsize=4096)
 def _plain_option(inverted: str | None, word: str, rest: str) -> tuple[str, tuple[str, ...], bool] | None:
     """Name, arguments and negation of an option; most options of a rule-set are said many times."""
-    name, glued = _split(word)
+    name, glued = split_name(word)
     if word == "!" or (inverted and not OPTION.match(word)) or (not rest and name in FREE_TEXT):
         return None
     args = tuple(WORD.findall(rest))
@@ -337,7 +333,7 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
         start, negated = words[at].start, False
         if _is_not(words[at]) and at + 1 < len(words):
             negated, at = True, at + 1
-        name, glued = _split(words[at].value)
+        name, glued = split_name(words[at].value)
         args, at = [glued] if glued is not None else [], at + 1
         if at + 1 < len(words) and not args and _is_not(words[at]) and not _is_option(words[at + 1]):
             negated, at = not negated, at + 1  # the order before iptables 1.4.3: -s ! 10.0.0.0/8
@@ -351,28 +347,9 @@ def _options(words: list[Word]) -> tuple[Option, ...]:
 
 
 def _is_not(word: Word) -> bool:
-    return word.value == "!" and not word.quoted
+    return word.value == "!"
 
 
 def _is_option(word: Word) -> bool:
-    return not word.quoted and OPTION.match(word.value) is not None
-
-
-@lru_cache(maxsize=1024)
-def _split(name: str) -> tuple[str, str | None]:
-    """An option word as its canonical name and a value glued to it (``-ptcp``, ``--dport=80``)."""
-    if name.startswith("--"):
-        name, equals, value = name.partition("=")
-        return _canonical(name), value if equals else None
-    if len(name) > 2 and name[:2] in GLUED:
-        return name[:2], name[2:]
-    return name, None
-
-
-def _canonical(name: str) -> str:
-    """The one name of a long option; getopt_long takes a unique beginning for the whole."""
-    if name in COMMANDS or name in BASE:
-        return COMMANDS.get(name) or BASE[name]
-    whole = [long for long in (*BASE, *COMMANDS, "--state", "--ctstate") if name[2:] and long.startswith(name)]
-    meant = {COMMANDS.get(long) or BASE.get(long, long) for long in whole}
-    return meant.pop() if len(meant) == 1 else name
+    """Quotes do not matter to getopt, but what needs them is a value."""
+    return OPTION.match(word.value) is not None and not (word.quoted and " " in word.value)

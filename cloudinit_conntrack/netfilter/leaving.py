@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .commands import may_be_undone
 from .parts import groups_of
 from .ruleset import Line, Rule, RuleSet
 
@@ -19,8 +20,6 @@ ENDING = frozenset(("ACCEPT", "QUEUE", "NFQUEUE"))
 EVERY_GROUP = frozenset(("tcp", "udp", "icmp", "other"))
 # Options that say nothing about which packets a rule matches.
 _SAYING = frozenset(("-A", "-I", "-j", "-g", "--comment", "--reject-with"))
-# Commands after which the text does not show what stands in a chain.
-_REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 _DEEP = 64  # chains; a set with more on one way gets no answer, and no RecursionError
 
 
@@ -46,7 +45,7 @@ class Ways:
     @cached_property
     def known(self) -> bool:
         """Whether the text shows every rule: no command takes one away again."""
-        return not any(line.command in _REMOVING for line in self.ruleset.rules(self.table))
+        return not may_be_undone(self.ruleset)
 
     @cached_property
     def _callers(self) -> dict[str, list[tuple[Line, Line | None]]]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from . import stateful
 from .bypass import OWNER, TAG, Bypass, Flow, is_own
+from .commands import NUMBERED, SAVE_FIRST, shifted
 from .parts import FLAG_BITS, SYN_ONLY
 from .reach import Packet, syn, verdicts
 from .replies import named_ports, ports_text
@@ -55,6 +56,9 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     result = _opened(base, result, bypass, translating, changes)
     if _same(ruleset, result):
         return Rewritten(ruleset)
+    moved = tuple(RuleBlocker(x.number, x.text, NUMBERED, SAVE_FIRST) for x in shifted(base, result))
+    if moved:
+        return Rewritten(ruleset, (), moved)
     return Rewritten(result, tuple(changes))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import edit
+from .commands import declared
 from .leaving import Ways
 from .ruleset import Line, Rule, RuleSet
 from .selection import Piece, Selection
@@ -67,12 +68,9 @@ class OwnChains:
         between = self.new(line.table)
         return [f"-A {between} -j {rule.target}", f"-A {between} -j {verdict}", edit.retargeted(text, f"-g {between}")]
 
-    def declare(self, lines: list[Line]) -> None:
-        """Declare the chains behind the table's own; their rules stand before the first jump to them."""
-        for table, chains in self._made.items():
-            at = max(i for i, x in enumerate(lines) if x.table == table and x.kind in ("table", "chain"))
-            number = lines[at].number
-            lines[at + 1 : at + 1] = [Line(number, f":{c} - [0:0]", "chain", table, c) for c in chains]
+    def declared(self, lines: Sequence[Line]) -> list[Line]:
+        """*lines* with a declaration of each chain."""
+        return declared(lines, self._made)
 
 
 def _own_protocol(rule: Rule) -> str:

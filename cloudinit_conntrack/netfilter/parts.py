@@ -13,6 +13,7 @@ listener discovery are UNTRACKED).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -198,14 +199,24 @@ def flags_of(rule: Rule) -> frozenset[int]:
 PROTOCOLS = {"tcp": "tcp", "6": "tcp", "udp": "udp", "17": "udp"}
 
 
+_ODD_NUMBER = re.compile("0(x[0-9a-f]+|[0-7]+)")
+
+
+def _protocol(text: str) -> str:
+    """What ``-p`` names, in lower case; iptables reads numbers as C does (0x6, 06)."""
+    name = text.lower()
+    odd = _ODD_NUMBER.fullmatch(name)
+    return name if odd is None else str(int(name[2:], 16) if odd.group(1)[0] == "x" else int(name, 8))
+
+
 def groups_of(rule: Rule, family: str) -> tuple[str, ...]:
     """The protocol groups that *rule* can match, by its ``-p``."""
     option = rule.first("-p")
     everything = ("tcp", "udp", "icmp", "other")
-    if option is None or option.value.lower() in ("all", "0", "any"):
+    name = "all" if option is None else _protocol(option.value)
+    if option is None or name in ("all", "0", "any"):
         return everything
     own = ("icmp", "1") if family == "ipv4" else ("icmp", "icmpv6", "ipv6-icmp", "58")
-    name = option.value.lower()
     group = "icmp" if name in own else PROTOCOLS.get(name, "other")
     if not option.negated:
         return (group,)

@@ -168,17 +168,22 @@ class RuleSet:
 
     @cached_property
     def appended(self) -> Mapping[tuple[str, str], tuple[Line, ...]]:
-        """(table, chain) -> its rules in the order in which packets meet them."""
+        """(table, chain) -> its rules in the order in which packets meet them.
+
+        A restore program empties a table at each of its headers; only the last one counts.
+        """
         found: dict[tuple[str, str], list[Line]] = {}
-        for line in self.rules():
-            key = (line.table, line.chain)
-            command = line.command
-            if command == "-A":
-                found.setdefault(key, []).append(line)
-            elif command == "-I":
-                position = "".join(line.rule.options[0].args[1:2])
-                at = int(position) - 1 if POSITION.fullmatch(position) else 0
-                found.setdefault(key, []).insert(at, line)
+        for line in self.lines:
+            if line.kind == "table":
+                _emptied(found, line.table, "")
+            elif line.kind == "rule":
+                command = line.command
+                if command == "-A":
+                    found.setdefault((line.table, line.chain), []).append(line)
+                elif command == "-F":
+                    _emptied(found, line.table, line.chain)
+                elif command in ("-I", "-R", "-D"):
+                    _by_number(found.setdefault((line.table, line.chain), []), line)
         return {key: tuple(lines) for key, lines in found.items()}
 
     @cached_property
@@ -236,6 +241,26 @@ class RuleSet:
     def with_lines(self, lines: Iterable[Line]) -> RuleSet:
         """The same rule-set with other lines."""
         return replace(self, lines=tuple(lines))
+
+
+def _emptied(found: dict[tuple[str, str], list[Line]], table: str, chain: str) -> None:
+    """Forget the rules of *chain*, or of every chain of *table*."""
+    for key in [key for key in found if key[0] == table and chain in ("", key[1])]:
+        del found[key]
+
+
+def _by_number(rules: list[Line], line: Line) -> None:
+    """Insert, replace or delete one of *rules*, which the command names by number or spells out."""
+    command, *said = line.rule.options
+    number = "".join(command.args[1:2])
+    at = int(number) - 1 if POSITION.fullmatch(number) else 0
+    if line.command == "-I":
+        rules.insert(at, line)
+        return
+    if not number:
+        wanted = [option[:3] for option in said]
+        at = next((i for i, rule in enumerate(rules) if [o[:3] for o in rule.rule.options[1:]] == wanted), len(rules))
+    rules[at : at + 1] = [line] if line.command == "-R" else []
 
 
 def format_ruleset(ruleset: RuleSet) -> str:

@@ -90,7 +90,7 @@ TARGETS: Mapping[str, Extension] = {
 INDEPENDENT: frozenset[str] = frozenset(
     """
     addrtype ah bpf cgroup comment condition cpu dccp devgroup dscp dst ecn eui64 esp frag geoip hashlimit hbh hl
-    icmp icmp6 icmpv6 iface ipcomp iprange ipv4options ipv6header length length2 limit lscan mac mark mh multiport
+    icmp icmp6 icmpv6 iface ipcomp iprange ipv4options ipv6header l2tp length length2 limit lscan mac mark mh multiport
     nfacct osf owner physdev pkttype policy psd quota quota2 rateest realm recent rpfilter rt sctp set socket srh
     standard statistic string tcp tcpmss time tos ttl u32 udp udplite unclean
     ACCEPT ACCOUNT AUDIT CHECKSUM CHAOS CLASSIFY DELUDE DHCPMAC DNPT DROP DSCP ECHO ECN HL HMARK IDLETIMER IPMARK

@@ -14,67 +14,21 @@ from typing import NamedTuple
 
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
+from .commands import NUMBERED, SAVE_FIRST, may_be_undone, shifted, unfit_for_rewrite
 from .iptables import chain_of, parse_rule
 from .leaving import leaves
+from .outcome import Change, Policy, Rewritten, RuleBlocker
 from .own_chains import OwnChains
 from .parts import rare_errors
-from .replies import DEFAULT_OUTBOUND, Ports, Reply, UdpFlow, replies_by_hook, replies_seen
+from .replies import Reply, replies_by_hook, replies_seen
 from .ruleset import HOOKS, Line, RuleSet
 from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 
+__all__ = ["Change", "Policy", "Rewritten", "RuleBlocker", "make_stateless"]
+
+USUAL = Policy()
 MOST_LINES = 500_000
 MOST_EFFORT = 2_000_000
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How to rewrite.
-
-    *stateful* is ``rewrite``, ``remove`` or ``refuse``; *nat* is ``refuse`` or ``remove``.
-    *asked* is UDP that this host asks for, *answered* UDP that it serves; *local_ports* is
-    the range that it asks from (``net.ipv4.ip_local_port_range``).  *drop_empty_nat* leaves out
-    a nat table without rules (a legacy table that is live goes with its module only).  *reassemble* adds a
-    rule that keeps fragments whole, which needs xt_socket.
-    """
-
-    stateful: str = "rewrite"
-    nat: str = "refuse"
-    asked: tuple[UdpFlow, ...] = DEFAULT_OUTBOUND
-    answered: tuple[UdpFlow, ...] = ()
-    local_ports: Ports = (32768, 60999)
-    drop_empty_nat: bool = True
-    reassemble: bool = True
-
-
-@dataclass(frozen=True)
-class Change:
-    """One rule that changed.  *widens* says which packets are accepted now and were not before."""
-
-    line: int
-    rule: str
-    becomes: tuple[str, ...]
-    reason: str
-    widens: str | None = None
-
-
-@dataclass(frozen=True)
-class RuleBlocker:
-    """A rule that cannot be made stateless, and what to do about it."""
-
-    line: int
-    rule: str
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """The result; *ruleset* is the input itself where there are blockers."""
-
-    ruleset: RuleSet
-    changes: tuple[Change, ...] = ()
-    blockers: tuple[RuleBlocker, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 class _Choice(NamedTuple):
@@ -104,14 +58,15 @@ class _Work:
     seen: dict[tuple[str, ...], tuple[Reply, ...]] = field(default_factory=dict)
     known: dict[Hashable, alike.Known] = field(default_factory=dict)
     effort: int = 0
+    undone: bool = False
 
     @property
     def too_much(self) -> bool:
         """Whether a hostile rule-set, many states times many UDP ports, grows beyond all use."""
-        return len(self.lines) > MOST_LINES or self.effort > MOST_EFFORT
+        return len(self.lines) > MOST_LINES + len(self.ruleset.lines) or self.effort > MOST_EFFORT
 
 
-def make_stateless(ruleset: RuleSet, policy: Policy = Policy()) -> Rewritten:
+def make_stateless(ruleset: RuleSet, policy: Policy = USUAL) -> Rewritten:
     """Rewrite *ruleset* so that no rule depends on conntrack.
 
     Returns the input unchanged, with blockers, where that cannot be done.
@@ -127,6 +82,7 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
         replies_by_hook(ruleset, policy.local_ports, policy.asked, policy.answered),
         exemptions(ruleset),
         OwnChains(ruleset),
+        undone=may_be_undone(ruleset),
     )
     for line in ruleset.lines:
         if line.kind == "rule":
@@ -139,8 +95,12 @@ def _made_stateless(ruleset: RuleSet, policy: Policy) -> Rewritten:
     if work.blockers:
         return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     _drop_nat_table(work)
-    work.own.declare(work.lines)
+    work.lines = work.own.declared(work.lines)
     result = _kept_whole(work) if work.changes else ruleset
+    for line in shifted(ruleset, result):
+        _block(work, line, NUMBERED, SAVE_FIRST)
+    if work.blockers:
+        return Rewritten(ruleset, (), tuple(work.blockers), tuple(work.notes))
     return Rewritten(result, tuple(work.changes), (), tuple(work.notes))
 
 
@@ -176,8 +136,8 @@ def _rewrite_rule(work: _Work, line: Line) -> None:
         if not unknown:
             _know(work, line, alike.Known(None))
         _keep(work, line)
-    elif rule.command not in ("-A", "-I"):
-        _block(work, line, f"{rule.command} of a stateful rule", "save the rules with iptables-save and use that file")
+    elif (unfit := unfit_for_rewrite(rule, work.ruleset.family)) is not None:
+        _block(work, line, *unfit)
     elif found.kind == "notrack":
         _remove(work, line, "nothing is tracked any more, so nothing needs to be exempted")
     elif found.kind == "nat":
@@ -214,15 +174,10 @@ def _keep(work: _Work, line: Line) -> None:
     work.lines.append(line)
     if line.rule.command == "-A" and line.rule.target in selection.FINAL:
         _settle(work, line, None)
-    elif line.rule.command in _REMOVING:
-        work.decided.clear()  # what settled something may be gone
-
-
-_REMOVING = frozenset(("-D", "-R", "-F", "-X", "-E"))
 
 
 def _settle(work: _Work, line: Line, states: frozenset[str] | None) -> None:
-    if not selection.settles(line.rule):
+    if work.undone or not selection.settles(line.rule):
         return
     parts = selection.parts_for(line.rule, work.ruleset.family, _replies_for(work, line))
     key = (line.table, line.chain)
