@@ -26,11 +26,16 @@ def asked(desired: Desired) -> tuple[UdpFlow, ...]:
 
 
 def udp(flows: tuple[ConfigFlow, ...]) -> tuple[UdpFlow, ...]:
-    return tuple(UdpFlow(f.ports, f.address or "", f.family or "") for f in flows if f.protocol == "udp")
+    return tuple(UdpFlow(f.ports, _address(f), f.family or "") for f in flows if f.protocol == "udp")
 
 
 def of_family(flows: tuple[ConfigFlow, ...], family: str) -> tuple[notrack.Flow, ...]:
-    return tuple(notrack.Flow(f.protocol, f.ports, f.address or "") for f in flows if f.family in (None, family))
+    return tuple(notrack.Flow(f.protocol, f.ports, _address(f)) for f in flows if f.family in (None, family))
+
+
+def _address(flow: ConfigFlow) -> str:
+    """Nothing for every address of a family: the save programs leave out '-d 0.0.0.0/0' too."""
+    return "" if flow.everywhere else flow.address or ""
 
 
 def bypass_of(desired: Desired, kernel: Kernel | None, family: str) -> notrack.Bypass:
@@ -40,9 +45,9 @@ def bypass_of(desired: Desired, kernel: Kernel | None, family: str) -> notrack.B
                           asked(desired))
 
 
-def bypassing(desired: Desired, ports: tuple[int, ...]) -> frozenset[int]:
-    """Those of the TCP *ports* whose packets conntrack does not see any more, so that they have no state."""
+def bypassing(desired: Desired, ports: tuple[int, ...], family: str) -> frozenset[int]:
+    """Those of the TCP *ports* whose packets of *family* conntrack does not see any more, so that they have no state."""
     if desired.mode != "notrack":
         return frozenset()
-    flows = [f.ports for f in desired.flows.frontends if f.protocol == "tcp" and f.address is None]
+    flows = [f.ports for f in of_family(desired.flows.frontends, family) if f.protocol == "tcp" and not f.address]
     return frozenset(p for p in ports if desired.flows.all or any(first <= p <= last for first, last in flows))

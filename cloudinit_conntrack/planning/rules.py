@@ -130,7 +130,7 @@ def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: 
 def _guard(draft: Draft, before: RuleSet, after: RuleSet, where: str) -> None:
     keep = draft.desired.guard.keep
     ports = draft.state.sshd_ports if keep is None else keep
-    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports)):
+    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports, before.family)):
         draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
                                    "add an accept rule for the port, or take it out of guard.keep"))
     if draft.desired.mode == "notrack":
