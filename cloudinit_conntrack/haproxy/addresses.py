@@ -24,7 +24,7 @@ _PREFIXES = {
     "tcp@": (0, "tcp"), "tcp4@": (4, "tcp"), "tcp6@": (6, "tcp"),
     "mptcp@": (0, "tcp"), "mptcp4@": (4, "tcp"), "mptcp6@": (6, "tcp"),
     "udp@": (0, "udp"), "udp4@": (4, "udp"), "udp6@": (6, "udp"),
-    "quic@": (0, "udp"), "quic4@": (4, "udp"), "quic6@": (6, "udp"),
+    "quic@": (0, "quic"), "quic4@": (4, "quic"), "quic6@": (6, "quic"),
 }  # fmt: skip
 _LOCAL = ("unix@", "uxdg@", "uxst@", "abns@", "abnsz@", "sockpair@", "rhttp@", "ring@", "backend@", "/")
 _KINDS = {"stream+": "tcp", "dgram+": "udp"}
@@ -34,7 +34,7 @@ _KINDS = {"stream+": "tcp", "dgram+": "udp"}
 class Endpoint:
     """What an address says.
 
-    *place* is ``ip``, ``local`` (no packet of it passes the network) or ``inherited`` (a file
+    *protocol* is ``tcp``, ``udp`` or ``quic``.  *place* is ``ip``, ``local`` (no packet of it passes the network) or ``inherited`` (a file
     descriptor, of which nobody here knows anything).  *network* is an IP network, empty where
     *name* is a name that only DNS knows.  Without *ports* the port is the client's, moved by *offset*.
     """
@@ -45,6 +45,11 @@ class Endpoint:
     name: str = ""
     ports: Ports | None = None
     offset: int = 0
+
+    @property
+    def transport(self) -> str:
+        """The protocol on the wire: ``tcp`` or ``udp``."""
+        return "tcp" if self.protocol == "tcp" else "udp"
 
     @property
     def everywhere(self) -> bool:

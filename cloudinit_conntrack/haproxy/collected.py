@@ -74,7 +74,7 @@ class Collected:
         if "ocsp-update" in options:
             self.note(line, "ocsp-update asks servers that the certificates name")
         line.sure()
-        self.frontends.add(Flow(found.protocol, found.ports, self._listening_on(line, found, options)))
+        self.frontends.add(Flow(found.transport, found.ports, self._listening_on(line, found, options)))
 
     def _listening_on(self, line: Line, found: Endpoint, options: frozenset[str]) -> str | None:
         if found.name:
@@ -84,12 +84,15 @@ class Collected:
         return None if found.network == EVERY[6] and "v6only" not in options else found.network
 
     def asks(self, line: Line, found: Endpoint, ports: Iterable[Ports]) -> None:
-        """This host connects to *found* on *ports*."""
+        """This host connects to *found* on *ports*, or sends it logs."""
         if found.place != "ip":
             return
         for these in ports:
-            line.sure()
-            self.backends.add(Flow(found.protocol, these, self.network(line, found)))
+            if found.protocol != "udp":
+                line.sure()
+                self.backends.add(Flow(found.transport, these, self.network(line, found)))
+            elif not line.doubt:  # what haproxy sends by plain UDP to a server is a log
+                self.logs.add(Flow("udp", these, self.network(line, found)))
 
     def network(self, line: Line, found: Endpoint) -> str | None:
         """The network of what this host sends to; ``None`` for every one, which is noted."""

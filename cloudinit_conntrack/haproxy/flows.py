@@ -8,7 +8,6 @@ from typing import Callable
 
 from ..config import Flow
 from ..errors import HaproxyError
-from .addresses import Endpoint, Ports
 from .collected import Collected, Note
 from .merging import merged
 from .options import Options, address_at, server_options
@@ -122,10 +121,7 @@ def _asked(at: int) -> Callable[[Line, Collected], None]:
     def handler(line: Line, found: Collected) -> None:
         target = address_at(line, at)
         found.assumed(line)
-        if target.protocol == "udp":
-            _datagrams(line, target, found, None)
-        else:
-            found.asks(line, target, (target.ports,) if target.ports else ())
+        found.asks(line, target, (target.ports,) if target.ports else ())
 
     return handler
 
@@ -156,16 +152,7 @@ def _log(line: Line, found: Collected) -> None:
         return
     target = address_at(line, 1, protocol="udp")
     found.assumed(line)
-    if target.protocol == "tcp":
-        found.asks(line, target, (target.ports or SYSLOG,))
-    else:
-        _datagrams(line, target, found, SYSLOG)
-
-
-def _datagrams(line: Line, target: Endpoint, found: Collected, default: Ports | None) -> None:
-    ports = target.ports or default
-    if target.place == "ip" and ports and not line.doubt:
-        found.logs.add(Flow("udp", ports, found.network(line, target)))
+    found.asks(line, target, (target.ports or SYSLOG,))
 
 
 # --- peers -------------------------------------------------------------------------------

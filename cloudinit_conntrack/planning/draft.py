@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..actions import Action
 from ..config import Desired, Flows
@@ -33,7 +33,7 @@ class Plan:
     blockers: tuple[Item, ...] = ()
     widenings: tuple[Item, ...] = ()
     findings: tuple[Item, ...] = ()
-    flows: Flows = Flows()
+    flows: Flows = field(default_factory=Flows)
 
     @property
     def empty(self) -> bool:

@@ -46,7 +46,7 @@ def bypass_of(desired: Desired, kernel: Kernel | None, family: str) -> notrack.B
 
 
 def bypassing(desired: Desired, ports: tuple[int, ...], family: str) -> frozenset[int]:
-    """Those of the TCP *ports* whose packets of *family* conntrack does not see any more, so that they have no state."""
+    """Those of the TCP *ports* whose packets conntrack does not see any more, so that they have no state."""
     if desired.mode != "notrack":
         return frozenset()
     flows = [f.ports for f in of_family(desired.flows.frontends, family) if f.protocol == "tcp" and not f.address]
