@@ -11,7 +11,7 @@ from dataclasses import replace
 from .actions import Action
 from .config import Desired
 from .planning.draft import Draft, Item, Plan
-from .planning.flows import rewrite_policy
+from .planning.flows import flows_left, rewrite_policy
 from .planning.haproxy import with_haproxy
 from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, unloading
 from .planning.rules import live_to_plan, plan_live, plan_saved
@@ -39,7 +39,7 @@ def make_plan(desired: Desired, state: State) -> Plan:
 def _plan_mode(desired: Desired, state: State) -> Plan:
     derived = with_haproxy(desired, state)
     desired = derived.desired
-    draft = Draft(desired, state, [], [], list(derived.blockers), [], list(derived.findings))
+    draft = Draft(desired, state, [], [], list(derived.blockers), [], list(derived.findings), derived.flows)
     _unsupported(draft)
     if desired.persist or state.kernel is None:
         for saved in state.saved:
@@ -55,9 +55,9 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     if desired.mode == "notrack":
         actions = block + draft.files + draft.rules + leftovers
     if draft.blockers:  # nothing is done, so nothing is widened
-        return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings), desired.flows)
+        return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings), flows_left(draft))
     return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings),
-                desired.flows)
+                flows_left(draft))
 
 
 def _unsupported(draft: Draft) -> None:

@@ -6,6 +6,7 @@ haproxy 2.6, ``str2sa_range`` of ``src/tools.c``, and the prefixes that later ve
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from dataclasses import dataclass, replace
@@ -62,7 +63,15 @@ def endpoint_of(text: str, where: str, protocol: str = "tcp", ranges: bool = Fal
 
     HaproxyError for what haproxy refuses, and for what it reads otherwise than it looks.
     """
-    whole = text
+    try:
+        return _endpoint(text, protocol, ranges)
+    except HaproxyError as error:
+        raise HaproxyError(error.what, where, error.remedy) from None
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _endpoint(whole: str, protocol: str, ranges: bool) -> Endpoint:
+    text = whole
     for prefix, kind in _KINDS.items():
         if text.startswith(prefix):
             text, protocol = text[len(prefix):], kind
@@ -73,11 +82,11 @@ def endpoint_of(text: str, where: str, protocol: str = "tcp", ranges: bool = Fal
     head, at, rest = text.partition("@")
     family, named = _PREFIXES.get(head + at, (0, ""))
     if at and head + at not in _PREFIXES:
-        raise HaproxyError(f"the address {quoted(whole)} begins with an unknown {quoted(head + at)}", where,
+        raise HaproxyError(f"the address {quoted(whole)} begins with an unknown {quoted(head + at)}", "",
                            "name its flow in conntrack.flows, and leave this file out of haproxy_cfg")
     host, port = _halves(rest if at else text)
-    found = _host(host, family, where, whole)
-    return _with_port(replace(found, protocol=named or protocol), port, where, whole, ranges)
+    found = _host(host, family, whole)
+    return _with_port(replace(found, protocol=named or protocol), port, whole, ranges)
 
 
 def _halves(text: str) -> tuple[str, str]:
@@ -85,17 +94,17 @@ def _halves(text: str) -> tuple[str, str]:
     return (text[:colon], text[colon + 1:]) if colon > bracket else (text, "")
 
 
-def _host(host: str, family: int, where: str, whole: str) -> Endpoint:
+def _host(host: str, family: int, whole: str) -> Endpoint:
     if host in ("", "*"):
         return Endpoint("ip", network=EVERY[family or 4])
     plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     network = network_of(plain)
     if network:
         if family and (":" in network) is not (family == 6):
-            raise HaproxyError(f"the address {quoted(whole)} is of the other family", where, "haproxy refuses it too")
+            raise HaproxyError(f"the address {quoted(whole)} is of the other family", "", "haproxy refuses it too")
         return Endpoint("ip", network=network)
     if not _NAME.fullmatch(host):
-        raise HaproxyError(f"the address {quoted(whole)} cannot be read", where,
+        raise HaproxyError(f"the address {quoted(whole)} cannot be read", "",
                            "write HOST:PORT, an IPv6 address as [2001:db8::1]:80")
     return Endpoint("ip", name=host)
 
@@ -111,16 +120,16 @@ def network_of(text: str) -> str:
     return EVERY[address.version] if int(address) == 0 else f"{address}/{address.max_prefixlen}"
 
 
-def _with_port(found: Endpoint, port: str, where: str, whole: str, ranges: bool) -> Endpoint:
+def _with_port(found: Endpoint, port: str, whole: str, ranges: bool) -> Endpoint:
     if not port:
         return found
     if _OFFSET.fullmatch(port) and not ranges:
         return replace(found, offset=int(port))
     match = _PORTS.fullmatch(port)
     if match is None or (match.group(2) and not ranges):
-        raise HaproxyError(f"the port in {quoted(whole)} is not one plain number", where,
+        raise HaproxyError(f"the port in {quoted(whole)} is not one plain number", "",
                            "write digits (haproxy takes those that it finds first, and drops the rest)")
     first, last = int(match.group(1)), int(match.group(2) or match.group(1))
     if not 0 <= first <= last <= 65535:
-        raise HaproxyError(f"the port in {quoted(whole)} is none", where, "write 1 to 65535, a range upwards")
+        raise HaproxyError(f"the port in {quoted(whole)} is none", "", "write 1 to 65535, a range upwards")
     return replace(found, ports=(first, last)) if first else found

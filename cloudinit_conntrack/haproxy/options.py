@@ -29,7 +29,10 @@ _BIND_ONE_WORD = frozenset(
     process proto quic-cc-algo quic-socket severity-output shards sigalgs ssl-max-ver ssl-min-ver tcp-md5sig tcp-ss
     tcp-ut thread tls-ticket-keys uid user verify""".split()
 )
-FOREIGN = ("client", "clientip", "hdr_ip(")
+_FLAGS = {
+    "check": ("check", True), "no-check": ("check", False), "agent-check": ("agent", True),
+    "no-agent-check": ("agent", False), "check-via-socks4": ("check_via_socks4", True), "namespace": ("namespace", True),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,9 @@ def server_options(line: Line, start: int, base: Options) -> Options:
 
 
 def _with(found: Options, line: Line, keyword: str, at: int) -> Options:
-    flags = {
-        "check": ("check", True), "no-check": ("check", False), "agent-check": ("agent", True),
-        "no-agent-check": ("agent", False), "check-via-socks4": ("check_via_socks4", True),
-        "namespace": ("namespace", True),
-    }  # fmt: skip
-    if keyword in flags:
-        name, value = flags[keyword]
-        return replace(found, **{name: value})  # type: ignore[arg-type]
+    if keyword in _FLAGS:
+        name, value = _FLAGS[keyword]
+        return found if getattr(found, name) is value else replace(found, **{name: value})  # type: ignore[arg-type]
     if keyword == "port":
         return replace(found, port=port_at(line, at + 1))
     if keyword == "agent-port":

@@ -8,6 +8,7 @@ Addresses are expanded once more when haproxy reads them, whatever the quotes.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field, replace
 
@@ -43,6 +44,9 @@ class Word:
 
     def __str__(self) -> str:
         return self.text
+
+
+_plain = functools.lru_cache(maxsize=1 << 14)(Word)  # configurations say the same words all over
 
 
 @dataclass
@@ -112,7 +116,7 @@ def words_of(text: str, where: str, environment: Environment) -> tuple[Word, ...
     :class:`HaproxyError` for quotes, braces and escapes that haproxy itself refuses.
     """
     if not _SPECIAL.search(text):
-        return tuple(Word(word) for word in _SPACES.split(text.strip(" \t\v\f")) if word)
+        return tuple(_plain(word) for word in _SPACES.split(text.strip(" \t\v\f")) if word)
     found = _Splitter(text.lstrip(" \t\v\f"), where, environment).words()
     if len(found) > 1 and found[-1].text == "\\":
         raise HaproxyError("the line ends in a backslash", where, _BACKSLASH)

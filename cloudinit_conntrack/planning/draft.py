@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..actions import Action
-from ..config import Desired, Flows
+from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
 from ..state import FileImage, State
 
@@ -52,6 +52,8 @@ class Draft:
     blockers: list[Item]
     widenings: list[Item]
     findings: list[Item]
+    derived: frozenset[Flow] = frozenset()  # of the flows those that nobody named: they open nothing
+    closed: set[Flow] = field(default_factory=set)
 
 
 def decoded(content: bytes) -> str:

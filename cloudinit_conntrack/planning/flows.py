@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import Desired
+from ..config import Desired, Flows
 from ..config import Flow as ConfigFlow
+from ..haproxy.merging import joined_ports
 from ..netfilter import notrack
+from ..netfilter.parts import FLAG_BITS
+from ..netfilter.reach import Packet, verdicts
 from ..netfilter.replies import UdpFlow
+from ..netfilter.ruleset import RuleSet
 from ..netfilter.stateless import Policy
 from ..state import Kernel
+from .draft import Draft
+
+SYN_FLAG = FLAG_BITS["SYN"]
+_MOST_PORTS = 256  # looked at one by one
 
 
 def rewrite_policy(desired: Desired, kernel: Kernel | None) -> Policy:
@@ -43,6 +51,43 @@ def bypass_of(desired: Desired, kernel: Kernel | None, family: str) -> notrack.B
     ports = kernel.local_ports if kernel else Policy().local_ports
     return notrack.Bypass(of_family(named.frontends, family), of_family(named.backends, family), named.all, ports,
                           asked(desired))
+
+
+def flows_left(draft: Draft) -> Flows:
+    """The flows of *draft* that its plan works on: those that a live rule-set refuses are left alone."""
+    flows = draft.desired.flows
+    return replace(flows, frontends=tuple(f for f in flows.frontends if f not in draft.closed),
+                   backends=tuple(f for f in flows.backends if f not in draft.closed))
+
+
+def without_closed(
+    desired: Desired, derived: frozenset[ConfigFlow], ruleset: RuleSet
+) -> tuple[Desired, set[ConfigFlow]]:
+    """*desired* less the ports of *derived* whose first packet *ruleset* surely refuses, and their flows."""
+    closed: set[ConfigFlow] = set()
+
+    def left(flows: tuple[ConfigFlow, ...], hook: str) -> tuple[ConfigFlow, ...]:
+        found: list[ConfigFlow] = []
+        for flow in flows:
+            looked_at = flow in derived and flow.family in (None, ruleset.family)
+            kept = _let_through(flow, hook, ruleset) if looked_at else [flow]
+            if kept != [flow]:
+                closed.add(flow)
+            found += kept
+        return tuple(found)
+
+    flows = replace(desired.flows, frontends=left(desired.flows.frontends, "INPUT"),
+                    backends=left(desired.flows.backends, "OUTPUT"))
+    return replace(desired, flows=flows), closed
+
+
+def _let_through(flow: ConfigFlow, hook: str, ruleset: RuleSet) -> list[ConfigFlow]:
+    """The ports of *flow* that *ruleset* may accept at *hook*; of a very long range its first port decides."""
+    first, last = flow.ports
+    step = 1 if last - first < _MOST_PORTS else last - first + 1
+    found = [(port, port + step - 1) for port in range(first, last + 1, step)
+             if "ACCEPT" in verdicts(ruleset, hook, Packet(flow.protocol, port, None, SYN_FLAG, None, "NEW"))]
+    return [replace(flow, ports=ports) for ports in joined_ports(found)]
 
 
 def bypassing(desired: Desired, ports: tuple[int, ...], family: str) -> frozenset[int]:

@@ -18,11 +18,15 @@ _BY_HAND = "name the flows in conntrack.flows.frontends and backends instead of 
 
 @dataclass(frozen=True)
 class Derived:
-    """*desired* with haproxy's flows among its own, and what there is to say about them."""
+    """*desired* with haproxy's flows among its own, and what there is to say about them.
+
+    *flows* are those of its frontends and backends that only haproxy's configuration names.
+    """
 
     desired: Desired
     blockers: tuple[Item, ...] = ()
     findings: tuple[Item, ...] = ()
+    flows: frozenset[Flow] = frozenset()
 
 
 def with_haproxy(desired: Desired, state: State) -> Derived:
@@ -37,7 +41,10 @@ def with_haproxy(desired: Desired, state: State) -> Derived:
         found = haproxy_flows([(file.path, file.content or b"") for file in state.haproxy])
     except HaproxyError as error:
         return Derived(desired, (Item("config:haproxy_cfg", error.where, error.what, error.remedy),))
-    return Derived(_joined(desired, found), _blockers(desired, found, state), _findings(desired, found))
+    joined = _joined(desired, found)
+    added = frozenset(joined.flows.frontends + joined.flows.backends)
+    added -= {*desired.flows.frontends, *desired.flows.backends}
+    return Derived(joined, _blockers(desired, found, state), _findings(desired, found), added)
 
 
 def _joined(desired: Desired, found: HaproxyFlows) -> Desired:

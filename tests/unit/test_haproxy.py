@@ -330,7 +330,7 @@ def test_what_cannot_be_derived_blocks(text: str | None, where: str) -> None:
 
 def test_client_addresses_are_no_matter_where_nothing_is_tracked_or_tproxy_is_used() -> None:
     text = "backend b\n server s 10.0.0.5:80 source 0.0.0.0 usesrc clientip\n"
-    tproxy = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 80 -j TPROXY --on-port 80\nCOMMIT\n"
+    tproxy = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j TPROXY --on-port 80\nCOMMIT\n"
     assert not planned(text, "stateless").blockers
     assert not planned(text, rules=tproxy).blockers
 
@@ -338,9 +338,9 @@ def test_client_addresses_are_no_matter_where_nothing_is_tracked_or_tproxy_is_us
 def test_a_family_of_its_own_gets_rules_of_its_own() -> None:
     """``0.0.0.0/0`` is written as no address at all: the save programs leave it out, too."""
     desired = Desired("notrack", flows=Flows((PATH,)))
-    state = State(None, saved=tuple(SavedFile(f"/etc/iptables/rules.v{v}", "rules", f"ipv{v}", FileImage(b"*filter\n:INPUT "
-                  b"ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")) for v in (4, 6)),
-                  haproxy=(SourceFile(PATH, b"frontend f\n bind *:80\n"),))  # fmt: skip
+    rules = FileImage(b"*filter\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
+    saved = tuple(SavedFile(f"/etc/iptables/rules.v{v}", "rules", f"ipv{v}", rules) for v in (4, 6))
+    state = State(None, saved=saved, haproxy=(SourceFile(PATH, b"frontend f\n bind *:80\n"),))
     plan = make_plan(desired, state)
     texts = [action.after.content.decode() for action in plan.actions]  # type: ignore[union-attr]
     assert ["--dport 80" in text for text in texts] == [True, False]

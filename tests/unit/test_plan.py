@@ -47,7 +47,8 @@ def state_of(case: Path, desired: Desired) -> State:
     ports = sshd_ports(root, False)
     default = "nft" if any(rules.backend == "nft" and rules.text for rules in live) else "legacy"
     haproxy = haproxy_files(desired.flows.haproxy_cfg, root)
-    return State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default, haproxy)
+    return State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default,
+                 haproxy)
 
 
 def rules_in(place: Path) -> Iterator[LiveRules]:
