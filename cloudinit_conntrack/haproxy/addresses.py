@@ -35,9 +35,10 @@ _KINDS = {"stream+": "tcp", "dgram+": "udp"}
 class Endpoint:
     """What an address says.
 
-    *protocol* is ``tcp``, ``udp`` or ``quic``.  *place* is ``ip``, ``local`` (no packet of it passes the network) or ``inherited`` (a file
-    descriptor, of which nobody here knows anything).  *network* is an IP network, empty where
-    *name* is a name that only DNS knows.  Without *ports* the port is the client's, moved by *offset*.
+    *protocol* is ``tcp``, ``udp`` or ``quic``.  *place* is ``ip``, ``local`` (no packet of it
+    passes the network) or ``inherited`` (a file descriptor, of which nobody here knows anything).
+    *network* is an IP network, empty where *name* is a name that only DNS knows.  Without *ports*
+    the port is the client's, moved by *offset*.
     """
 
     place: str

@@ -31,7 +31,8 @@ _BIND_ONE_WORD = frozenset(
 )
 _FLAGS = {
     "check": ("check", True), "no-check": ("check", False), "agent-check": ("agent", True),
-    "no-agent-check": ("agent", False), "check-via-socks4": ("check_via_socks4", True), "namespace": ("namespace", True),
+    "no-agent-check": ("agent", False), "check-via-socks4": ("check_via_socks4", True),
+    "namespace": ("namespace", True),
 }  # fmt: skip
 
 

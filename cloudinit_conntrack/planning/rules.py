@@ -77,7 +77,8 @@ def _without_closed(draft: Draft, ruleset: RuleSet, where: str) -> Desired:
     draft.closed |= closed
     if closed:
         told = ", ".join(flow_text(flow) for flow in sorted(closed, key=lambda f: (f.protocol, f.ports))[:12])
-        draft.findings.append(Item(f"haproxy-closed:{where}", where, f"the rules refuse haproxy's {told}: left as it is",
+        what = f"the rules refuse haproxy's {told}: left as it is"
+        draft.findings.append(Item(f"haproxy-closed:{where}", where, what,
                                    "name it in conntrack.flows if it shall be opened"))
     return left
 
