@@ -14,7 +14,7 @@ from .options import Options, address_at, server_options
 from .proxies import Proxies
 from .sections import Line, Section, read_sections
 
-MOST_FLOWS = 512  # each becomes several rules
+MOST_FLOWS = 128  # each becomes several rules; planning 128 took 10 s of processor time, and it grows with the cube
 SYSLOG = (514, 514)
 DNS = (53, 53)
 _LOGGING = ("global", "defaults", "frontend", "backend", "listen", "peers", "log-forward")
