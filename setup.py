@@ -21,8 +21,8 @@ setup(
     python_requires=">=3.9",
     # cloud-init imports its modules by a top-level name: the face stands beside the package.
     py_modules=["cc_conntrack"],
-    packages=["cloudinit_conntrack", "cloudinit_conntrack.host", "cloudinit_conntrack.netfilter",
-              "cloudinit_conntrack.planning"],
+    packages=["cloudinit_conntrack", "cloudinit_conntrack.haproxy", "cloudinit_conntrack.host",
+              "cloudinit_conntrack.netfilter", "cloudinit_conntrack.planning"],
     package_data={"cloudinit_conntrack": ["conntrack.schema.json"]},
     install_requires=["PyYAML"],
     entry_points={"console_scripts": ["cloudinit-conntrack = cloudinit_conntrack.cli:main"]},

@@ -104,7 +104,7 @@ def _status(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     root, live = _root(options)
     desired, _ = _desired(options, root)
-    plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
+    plan = make_plan(desired, verify.observed(desired, root, live))
     outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
     _print(report.of_plan(plan, outcome), options)
     return BLOCKED if plan.blockers else (DRIFT if plan.actions else DONE)

@@ -36,6 +36,11 @@ class Flow:
             return None
         return "ipv6" if ":" in self.address else "ipv4"
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is every address, of its family or of both."""
+        return self.address in (None, "0.0.0.0/0", "::/0")
+
 
 # DNS, NTP, DHCP: whose replies a host hardly lives without.
 DEFAULT_OUTBOUND = (Flow("udp", (53, 53)), Flow("udp", (123, 123)), Flow("udp", (67, 67)))

@@ -49,6 +49,10 @@ class RulesSyntaxError(ConntrackError):
     """A saved rule-set cannot be parsed; *where* is ``FILE:LINE``.  Exit code 1."""
 
 
+class HaproxyError(ConntrackError):
+    """haproxy's configuration cannot be read, or does not say what we need; *where* is ``FILE:LINE``."""
+
+
 class HostError(ConntrackError):
     """The host does not do what we asked: a command failed, a file cannot be written."""
 

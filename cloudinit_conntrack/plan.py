@@ -11,7 +11,8 @@ from dataclasses import replace
 from .actions import Action
 from .config import Desired
 from .planning.draft import Draft, Item, Plan
-from .planning.flows import rewrite_policy
+from .planning.flows import flows_left, rewrite_policy
+from .planning.haproxy import with_haproxy
 from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, unloading
 from .planning.rules import live_to_plan, plan_live, plan_saved
 from .state import State
@@ -36,7 +37,9 @@ def make_plan(desired: Desired, state: State) -> Plan:
 
 
 def _plan_mode(desired: Desired, state: State) -> Plan:
-    draft = Draft(desired, state, [], [], [], [], [])
+    derived = with_haproxy(desired, state)
+    desired = derived.desired
+    draft = Draft(desired, state, [], [], list(derived.blockers), [], list(derived.findings), derived.flows)
     _unsupported(draft)
     if desired.persist or state.kernel is None:
         for saved in state.saved:
@@ -52,15 +55,12 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     if desired.mode == "notrack":
         actions = block + draft.files + draft.rules + leftovers
     if draft.blockers:  # nothing is done, so nothing is widened
-        return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings))
-    return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings))
+        return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings), flows_left(draft))
+    return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings),
+                flows_left(draft))
 
 
 def _unsupported(draft: Draft) -> None:
-    if draft.desired.flows.haproxy_cfg:
-        draft.blockers.append(Item("config:haproxy_cfg", "conntrack.flows.haproxy_cfg",
-                                   "this release cannot read haproxy.cfg yet",
-                                   "name the ports in flows.frontends and flows.backends"))
     for number, note in enumerate(draft.state.notes, 1):
         if note.startswith("native nftables"):
             draft.blockers.append(Item(f"nftables:{number}", "nft list ruleset", note,

@@ -43,6 +43,9 @@ def rewrite(options: argparse.Namespace, desired: Desired | None) -> int:
     elif not outcome.blockers:
         sys.stdout.write(_text(outcome))
     _tell(outcome, difference, why_not, name, options)
+    if desired and desired.flows.haproxy_cfg:
+        print(f"{', '.join(desired.flows.haproxy_cfg)}: not read, since 'rewrite' touches no host; name UDP that "
+              "haproxy asks for in conntrack.flows.outbound", file=sys.stderr)
     return BLOCKED if outcome.blockers else 0
 
 

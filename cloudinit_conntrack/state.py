@@ -56,6 +56,17 @@ class SavedFile:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file of another program's configuration, which we read and never write.
+
+    *content* is ``None`` where there is no file, or a directory without one.
+    """
+
+    path: str
+    content: bytes | None
+
+
+@dataclass(frozen=True)
 class Module:
     """One line of ``/proc/modules``, with what ``/sys/module`` adds.
 
@@ -133,6 +144,7 @@ class State:
     """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
 
     *default_backend* is what plain ``iptables`` is here: ``legacy`` or ``nft``.
+    *haproxy* are the files that ``flows.haproxy_cfg`` names, in haproxy's order.
     """
 
     kernel: Kernel | None
@@ -144,3 +156,4 @@ class State:
     sshd_ports: tuple[int, ...] = (22,)
     notes: tuple[str, ...] = ()
     default_backend: str = "legacy"
+    haproxy: tuple[SourceFile, ...] = ()

@@ -14,7 +14,7 @@ from . import journal, perform, verify
 from .actions import Action, inverse
 from .config import Desired
 from .errors import ConntrackError, HostError, RollbackError
-from .host import journalfile, observe
+from .host import journalfile
 from .host.root import Root
 from .journal import Entry
 from .plan import Plan, make_plan
@@ -51,11 +51,11 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
     """
     with journalfile.alone(root):
         notes = _recover(root, progress)
-        plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
+        plan = make_plan(desired, verify.observed(desired, root, live))
         if plan.blockers:
             return Applied("blocked", plan, (), notes)
         if not plan.actions:
-            evidence = verify.evidence(desired, plan.mode, root, live)
+            evidence = verify.evidence(desired, plan, root, live)
             verify.demand(evidence)
             _keep(desired, section, root)
             return Applied("nothing-to-do", plan, evidence, notes)

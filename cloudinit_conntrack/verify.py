@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import kmod
-from .config import Desired
+from .config import Desired, Flows
 from .errors import HostError
 from .host import modules, observe, probe
 from .host.probe import Probe
 from .host.root import Root
 from .plan import Plan, make_plan
+from .state import State
 
 # What a stateful rule, a nat table and the conntrack tool ask modprobe for.
 ASKED = ("nf_conntrack", "xt_conntrack", "xt_state", "ipt_NOTRACK", "iptable_nat", "nft-expr-ct", "nfnetlink-subsys-1")
@@ -41,12 +42,18 @@ class Verified:
 
 def look(desired: Desired, root: Root, live: bool) -> Verified:
     """Observe *root* afresh, plan again, and ask the kernel.  Changes nothing and loads nothing."""
-    plan = make_plan(desired, observe.observe(root, live, desired.modules.extra))
-    return Verified(plan, evidence(desired, plan.mode, root, live))
+    plan = make_plan(desired, observed(desired, root, live))
+    return Verified(plan, evidence(desired, plan, root, live))
 
 
-def evidence(desired: Desired, mode: str, root: Root, live: bool) -> tuple[Evidence, ...]:
-    """What the kernel itself says about *mode*."""
+def observed(desired: Desired, root: Root, live: bool) -> State:
+    """The host, and those of its files that *desired* names."""
+    return observe.observe(root, live, desired.modules.extra, desired.flows.haproxy_cfg)
+
+
+def evidence(desired: Desired, plan: Plan, root: Root, live: bool) -> tuple[Evidence, ...]:
+    """What the kernel itself says about the mode of *plan* and its flows."""
+    mode = plan.mode
     found: list[Evidence] = []
     if mode == "unload":
         if live:
@@ -56,7 +63,7 @@ def evidence(desired: Desired, mode: str, root: Root, live: bool) -> tuple[Evide
     elif live and mode == "stateless":
         found += [_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES]
     elif live and mode == "notrack":
-        found += _flows(desired, root)
+        found += _flows(plan.flows, root)
     return tuple(found)
 
 
@@ -78,10 +85,9 @@ def _blocked(root: Root) -> list[Evidence]:
     ]
 
 
-def _flows(desired: Desired, root: Root) -> list[Evidence]:
-    flows = desired.flows.frontends
-    wanted = [(f.protocol, f.ports[0], f.family) for f in flows if f.address is None]
-    if desired.flows.all:
+def _flows(flows: Flows, root: Root) -> list[Evidence]:
+    wanted = [(f.protocol, f.ports[0], f.family) for f in flows.frontends if f.everywhere]
+    if flows.all:
         wanted = [("udp", 9, None)]
     return [
         _untracked(root, family, protocol, port, f"a probe to {protocol} port {port}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, OtherNamespace, Resolution, State
+from .haproxy import haproxy_files
 from .kernel import observe_kernel
 from .modules import resolve
 from .namespaces import other_namespaces
@@ -21,24 +22,27 @@ from .saved import find_saved
 from .sshd import sshd_ports
 
 
-def observe(root: Root = HOST, live: bool = True, extra: Iterable[str] = ()) -> State:
+def observe(
+    root: Root = HOST, live: bool = True, extra: Iterable[str] = (), haproxy: Iterable[str] = ()
+) -> State:
     """The host below *root*: its files, and with *live* its kernel, rules and processes.
 
-    *extra* are more modules to ask modprobe about (``conntrack.modules.extra``).
+    *extra* are more modules to ask modprobe about (``conntrack.modules.extra``), *haproxy* the
+    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``).
     :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
     if not live:
         resolutions, notes = _resolutions(names, root, live)
         return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
-                     sshd_ports=sshd_ports(root, live), notes=notes)
+                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root))
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
     resolutions, notes = _resolutions(names, root, live)
     namespaces, unread = _namespaces(kernel, root)
     return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
                  sshd_ports(root, live), (*native_notes(rules, root), *notes, *unread),
-                 default_backend() or State.default_backend)
+                 default_backend() or State.default_backend, haproxy_files(haproxy, root))
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..actions import Action
-from ..config import Desired
+from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
 from ..state import FileImage, State
 
@@ -25,7 +25,7 @@ class Plan:
     """What apply would do.  With blockers nothing is done at all.
 
     *mode* is the mode that the plan establishes; it differs from the desired one where
-    ``fallback`` settled for less.
+    ``fallback`` settled for less.  *flows* are those it was made for, haproxy's included.
     """
 
     mode: str
@@ -33,6 +33,7 @@ class Plan:
     blockers: tuple[Item, ...] = ()
     widenings: tuple[Item, ...] = ()
     findings: tuple[Item, ...] = ()
+    flows: Flows = field(default_factory=Flows)
 
     @property
     def empty(self) -> bool:
@@ -51,6 +52,8 @@ class Draft:
     blockers: list[Item]
     widenings: list[Item]
     findings: list[Item]
+    derived: frozenset[Flow] = frozenset()  # of the flows those that nobody named: they open nothing
+    closed: set[Flow] = field(default_factory=set)
 
 
 def decoded(content: bytes) -> str:

@@ -8,6 +8,7 @@ from .. import guard
 from ..actions import LoadRules, WriteFile
 from ..config import Desired
 from ..errors import ConntrackError
+from ..haproxy.merging import flow_text
 from ..netfilter import notrack
 from ..netfilter.iptables import parse_ruleset
 from ..netfilter.ruleset import RuleSet, format_ruleset
@@ -16,7 +17,7 @@ from ..netfilter.stateless import Rewritten, make_stateless
 from ..netfilter.tables import split_tables
 from ..state import LiveRules, SavedFile, State
 from .draft import Draft, Item, decoded, new_image, place_of
-from .flows import bypass_of, bypassing, rewrite_policy
+from .flows import bypass_of, bypassing, rewrite_policy, without_closed
 
 
 def live_to_plan(desired: Desired, state: State) -> tuple[LiveRules, ...]:
@@ -32,7 +33,7 @@ def live_to_plan(desired: Desired, state: State) -> tuple[LiveRules, ...]:
 def plan_live(draft: Draft, live: LiveRules) -> None:
     where = f"live iptables-{live.backend} {live.family}"
     before = parse_ruleset(live.text, live.family, where)
-    outcome = _change(draft, before, live.backend)
+    outcome = _change(draft, before, live.backend, where)
     key = f"{live.backend}:{live.family}"
     _report(draft, outcome, where, key, before)
     if outcome.ruleset is before or outcome.blockers:
@@ -46,7 +47,7 @@ def plan_live(draft: Draft, live: LiveRules) -> None:
 
 def plan_saved(draft: Draft, saved: SavedFile) -> None:
     before = parse_ruleset(decoded(saved.image.content), saved.family, saved.path)
-    outcome = _change(draft, before, "")
+    outcome = _change(draft, before, "", saved.path)
     _report(draft, outcome, saved.path, saved.path, before)
     if outcome.ruleset is before or outcome.blockers:
         return
@@ -57,15 +58,29 @@ def plan_saved(draft: Draft, saved: SavedFile) -> None:
     draft.files.append(WriteFile(saved.path, saved.image, new_image(saved.image, content), reason))
 
 
-def _change(draft: Draft, ruleset: RuleSet, live_backend: str) -> Rewritten:
+def _change(draft: Draft, ruleset: RuleSet, live_backend: str, where: str) -> Rewritten:
     desired = draft.desired
     if desired.mode == "notrack":
-        bypass = bypass_of(desired, draft.state.kernel, ruleset.family)
+        bypass = bypass_of(_without_closed(draft, ruleset, where), draft.state.kernel, ruleset.family)
         return notrack.add_bypass(ruleset, bypass, _nat_somewhere(draft, ruleset.family))
     own = notrack.strip_own(ruleset)
     # A live legacy table goes with its module only; yet with "unload" revert must bring it back.
     drop_nat = not live_backend or desired.mode == "unload"
     return make_stateless(own, replace(rewrite_policy(desired, draft.state.kernel), drop_empty_nat=drop_nat))
+
+
+def _without_closed(draft: Draft, ruleset: RuleSet, where: str) -> Desired:
+    """The desired state without those of haproxy's flows that *ruleset* refuses: only who names a port opens it."""
+    if not draft.derived:
+        return draft.desired
+    left, closed = without_closed(draft.desired, draft.derived, notrack.strip_own(ruleset))
+    draft.closed |= closed
+    if closed:
+        told = ", ".join(flow_text(flow) for flow in sorted(closed, key=lambda f: (f.protocol, f.ports))[:12])
+        what = f"the rules refuse haproxy's {told}: left as it is"
+        draft.findings.append(Item(f"haproxy-closed:{where}", where, what,
+                                   "name it in conntrack.flows if it shall be opened"))
+    return left
 
 
 def _nat_somewhere(draft: Draft, family: str) -> bool:
@@ -130,7 +145,7 @@ def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: 
 def _guard(draft: Draft, before: RuleSet, after: RuleSet, where: str) -> None:
     keep = draft.desired.guard.keep
     ports = draft.state.sshd_ports if keep is None else keep
-    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports)):
+    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports, before.family)):
         draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
                                    "add an accept rule for the port, or take it out of guard.keep"))
     if draft.desired.mode == "notrack":

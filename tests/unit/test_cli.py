@@ -205,6 +205,26 @@ def test_rewrite_follows_the_configuration(config: Path) -> None:
     assert done.code == 0 and b"--dport 22" in done.out and b"tcp-flags" not in done.out
 
 
+def test_rewrite_reads_no_haproxy_cfg_and_says_so(config: Path) -> None:
+    config.write_text("conntrack: {mode: stateless, flows: {haproxy_cfg: /no/such.cfg}}")
+    done = call("rewrite", "-c", config, stdin=STATEFUL.encode())
+    assert done.code == 0 and done.out
+    assert b"/no/such.cfg: not read, since 'rewrite' touches no host; name " in done.err
+
+
+def test_haproxy_cfg_is_read_below_the_root(image: FakeHost, config: Path) -> None:
+    config.write_text("conntrack: {mode: stateless, flows: {haproxy_cfg: /etc/haproxy/haproxy.cfg}}")
+    plan = ("plan", "--root", image.tree, "-c", config, "--format", "json")
+    done = call(*plan)
+    assert done.code == 3 and [b["where"] for b in done.json["blockers"]] == ["/etc/haproxy/haproxy.cfg"]
+    image.write("/etc/haproxy/haproxy.cfg", "frontend web\n bind :80\n")
+    assert "frontends 0.0.0.0/0:80/tcp" in str(call(*plan).json["findings"])
+    image.write("/etc/haproxy/haproxy.cfg", "frontend web\n bind :$PORT\n")
+    done = call(*plan)
+    assert done.code == 3 and done.json["blockers"][0]["where"] == "/etc/haproxy/haproxy.cfg:2"
+    assert done.err == b""
+
+
 @pytest.mark.parametrize(
     "text, where, said",
     [

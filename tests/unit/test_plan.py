@@ -18,6 +18,7 @@ import pytest
 from cloudinit_conntrack import kmod
 from cloudinit_conntrack.actions import Action, LoadRules, ProveLoading, UnloadModule, WriteFile, inverse
 from cloudinit_conntrack.config import Desired, desired_from_text
+from cloudinit_conntrack.host.haproxy import haproxy_files
 from cloudinit_conntrack.host.kernel import observe_kernel
 from cloudinit_conntrack.host.root import Root
 from cloudinit_conntrack.host.saved import find_saved
@@ -45,7 +46,9 @@ def state_of(case: Path, desired: Desired) -> State:
     notes = tuple((tree / "notes").read_text().splitlines()) if (tree / "notes").exists() else ()
     ports = sshd_ports(root, False)
     default = "nft" if any(rules.backend == "nft" and rules.text for rules in live) else "legacy"
-    return State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default)
+    haproxy = haproxy_files(desired.flows.haproxy_cfg, root)
+    return State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default,
+                 haproxy)
 
 
 def rules_in(place: Path) -> Iterator[LiveRules]:

@@ -1,0 +1,1 @@
+"""haproxy's configuration -> the flows of the host.  Pure: texts in, values out."""
