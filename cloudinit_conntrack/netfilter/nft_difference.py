@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .difference import Difference, told
 from .nft_kinds import FAMILIES, NFPROTO
-from .nft_match import FRAGMENT, OPEN, Test, field_ranges, match_tests, tests_of
+from .nft_match import FRAGMENT, OPEN, Test, alternatives, field_ranges, match_tests, tests_of
 from .nft_ruleset import Entry, Json, NftRuleSet, Place
 from .nft_untracked import CONNTRACK
 from .nft_values import Ranges, complement
@@ -30,6 +30,7 @@ PATHS = {
 }
 _PLACES = {"ip saddr": SOURCE, "ip6 saddr": SOURCE, "ip daddr": DESTINATION, "ip6 daddr": DESTINATION}
 _MOST_NUMBERS = 128
+_MOST_ELEMENTS = 64
 # An arm of a rule: what it asks, and the verdict.
 Arm = tuple[tuple[Test, ...], Mapping[str, Json]]
 
@@ -56,7 +57,11 @@ class _Rules:
                 self.arms[place] = [arms for entry in entries if (arms := list(self._arms(entry)))]
 
     def _arms(self, entry: Entry) -> Iterator[Arm]:
-        tests = tests_of(self.ruleset, entry, entry.statements)
+        for statements in _one_by_one(entry.statements):
+            yield from self._of(entry, statements)
+
+    def _of(self, entry: Entry, statements: tuple[Mapping[str, Json], ...]) -> Iterator[Arm]:
+        tests = tests_of(self.ruleset, entry, statements)
         if any(test.field == FRAGMENT for test in tests):
             return
         last = entry.statements[-1] if entry.statements else {}
@@ -96,6 +101,16 @@ class _Rules:
                     tests = tests_of(self.ruleset, entry, entry.statements)
                     found = universe.space.either(found, matched(universe, tests))
         return found
+
+
+def _one_by_one(statements: tuple[Mapping[str, Json], ...]) -> list[tuple[Mapping[str, Json], ...]]:
+    """A rule as rules for each element of its concatenations, in place of a condition that cannot be told."""
+    found: list[tuple[Mapping[str, Json], ...]] = [()]
+    for statement in statements:
+        elements = [{"match": one} for one in alternatives(statement["match"])] if "match" in statement else [statement]
+        few = len(elements) * len(found) <= _MOST_ELEMENTS
+        found = [(*before, one) for before in found for one in (elements if few else (statement,))]
+    return found
 
 
 # --- the space -------------------------------------------------------------------------

@@ -62,10 +62,67 @@ def tests_of(ruleset: NftRuleSet, entry: Entry, statements: Iterable[Mapping[str
         kind, body = next(iter(statement.items()))
         found.update(dict.fromkeys(dependencies(statement)))
         if kind == "match":
-            found[_test(ruleset, entry, statement, body)] = None
+            found.update(dict.fromkeys(_tests(ruleset, entry, statement, body)))
+        elif kind == "vmap":  # what no arm is about goes on
+            found.update(dict.fromkeys(_of_keys(body["key"], [key for key, _ in _anonymous(ruleset, entry, body)])))
         elif kind in ("limit", "quota", "meter", "ct count", "xt"):
             found[Test(OPEN, text=statement_text(statement))] = None
     return tuple(found)
+
+
+def _anonymous(ruleset: NftRuleSet, entry: Entry, body: Json) -> tuple[tuple[Json, Json], ...]:
+    """The arms of an anonymous verdict map; a named one may get others."""
+    return () if isinstance(body["data"], str) else ruleset.arms(entry, body["data"])
+
+
+def _tests(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], body: Json) -> Iterator[Test]:
+    """The tests of a match; of a concatenation what each of its parts may be at all, and the whole."""
+    keys, values = _parts(body["left"]), body["right"]
+    if len(keys) < 2 or body["op"] not in ("==", "in"):
+        yield _test(ruleset, entry, statement, body)
+        return
+    elements = alternatives(body)
+    yield from _of_keys(body["left"], [element["right"] for element in elements])
+    parts = _parts(values)
+    if len(parts) != len(keys):
+        yield _test(ruleset, entry, statement, body)
+        return
+    for key, value in zip(keys, parts):
+        yield from match_tests(ruleset, entry, key, value)
+
+
+def alternatives(body: Json) -> list[Json]:
+    """A match of a concatenation as matches of one element each; any other match as it is."""
+    right = body["right"]
+    items = right.get("set") if isinstance(right, dict) else None
+    if len(_parts(body["left"])) < 2 or body["op"] not in ("==", "in") or not isinstance(items, list):
+        return [body]
+    return [{**body, "right": _plain(item)} for item in items]
+
+
+def _plain(item: Json) -> Json:
+    """An element of a set without what it holds beside its value."""
+    inner = item.get("elem") if isinstance(item, dict) else None
+    return inner["val"] if isinstance(inner, dict) and "val" in inner else item
+
+
+def _parts(value: Json) -> list[Json]:
+    """What a concatenation holds, or nothing."""
+    parts = value.get("concat") if isinstance(value, dict) and len(value) == 1 else None
+    return parts if isinstance(parts, list) else []
+
+
+def _of_keys(left: Json, values: list[Json]) -> Iterator[Test]:
+    """What a packet has to be so that *left* can be any of *values*."""
+    keys = _parts(left) or [left]
+    rows = [_parts(_plain(value)) if len(keys) > 1 else [_plain(value)] for value in values]
+    if not rows or any(len(row) != len(keys) for row in rows):
+        return
+    for at, key in enumerate(keys):
+        field = field_of(key)
+        ranges = values_of(field, {"set": [row[at] for row in rows]}) if field and field != "flags" else None
+        if ranges:
+            yield Test(field, ranges)
 
 
 def match_tests(ruleset: NftRuleSet, entry: Entry, left: Json, values: Json) -> tuple[Test, ...]:

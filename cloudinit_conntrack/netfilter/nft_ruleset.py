@@ -130,11 +130,12 @@ class NftRuleSet:
         """Chain -> the base chains from which packets come to it, itself included."""
         found: dict[Place, dict[Base, None]] = {}
         for start, base in self.bases.items():
-            for place in self._reached(start):
+            for place in self.reached(start):
                 found.setdefault(place, {})[base] = None
         return {place: tuple(bases) for place, bases in found.items()}
 
-    def _reached(self, start: Place) -> Iterable[Place]:
+    def reached(self, start: Place) -> Iterable[Place]:
+        """*start* and every chain that a packet may come to from there."""
         seen: dict[Place, None] = {}
         waiting = [start]
         while waiting:

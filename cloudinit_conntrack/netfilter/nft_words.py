@@ -165,6 +165,7 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
     "sctp chunk": _fields("sctp chunk"),
     "fib": lambda b: " ".join(["fib", " . ".join(_listed(b["flags"])), b["result"]]),
     "rt": lambda b: " ".join(["rt", *([b["family"]] if "family" in b else []), b["key"]]),
+    "ipsec": lambda b: f"ipsec {b['dir']} {b['key']}",
     "socket": lambda b: f"socket {b['key']}",
     "osf": lambda b: f"osf {b['key']}",
     "numgen": _hash("numgen"),
@@ -266,6 +267,17 @@ def _queue(body: Json) -> str:
     return " ".join(words + (["to", expression_text(body["num"])] if body and "num" in body else []))
 
 
+def _synproxy(body: Json) -> str:
+    if isinstance(body, str):
+        return f"synproxy name {_quoted(body)}"
+    words = [f"{key} {body[key]}" for key in ("mss", "wscale") if key in (body or {})]
+    return " ".join(["synproxy", *words, *_listed((body or {}).get("flags", []))])
+
+
+def _device(body: Json) -> list[str]:
+    return ["device", expression_text(body["dev"])] if "dev" in body else []
+
+
 def _last(word: str) -> Callable[[Json], str]:
     return lambda body: f"{word} {_quoted(body)}"
 
@@ -297,4 +309,9 @@ _STATEMENTS: Mapping[str, Callable[[Json], str]] = {
     "redirect": _nat("redirect"),
     "flow": lambda b: f"flow {b['op']} {b['flowtable']}",
     "queue": _queue,
+    "xt": lambda b: f"xt {b['type']} {b['name']}",
+    "synproxy": _synproxy,
+    "dup": lambda b: " ".join(["dup to", expression_text(b["addr"]), *_device(b)]),
+    "fwd": lambda b: " ".join(["fwd to", *([expression_text(b["addr"])] if "addr" in b else []), *_device(b)]),
+    "reset": lambda b: f"reset {expression_text(b)}",
 }

@@ -118,3 +118,15 @@ class Work:
             self.entries[last + 1 : last + 1] = self.new_rules[table]
         self.new_chains.clear()
         self.new_rules.clear()
+
+
+def from_zero(statement: Statement) -> Statement:
+    """A counter that several rules now have begins anew in each."""
+    anonymous = isinstance(statement.get("counter"), dict)
+    return {"counter": {**statement["counter"], "packets": 0, "bytes": 0}} if anonymous else statement
+
+
+def counts(statement: Statement) -> bool:
+    """Whether it keeps a count of its own, that several rules would keep several times."""
+    kind, body = next(iter(statement.items()))
+    return kind == "meter" or (kind in ("limit", "quota") and isinstance(body, dict)) or "'mode': 'inc'" in str(body)
