@@ -35,14 +35,28 @@ _MOST_ELEMENTS = 64
 Arm = tuple[tuple[Test, ...], Mapping[str, Json]]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two rule-sets in one space: hook -> (accepted before, accepted after), each packet with its state."""
+
+    universe: Universe
+    accepted: Mapping[str, tuple[PacketSet, PacketSet]]
+
+
 def compare_nft(before: NftRuleSet, after: NftRuleSet) -> Mapping[str, Difference]:
     """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``."""
     found: dict[str, Difference] = {}
     for family in NFPROTO:
-        old, new = _Rules(before, family), _Rules(after, family)
-        universe = _universe(family, [*old.all_tests(), *new.all_tests()])
-        found[family] = told(universe, ((h, old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS))
+        sets = packet_sets(before, after, family)
+        found[family] = told(sets.universe, ((hook, *pair) for hook, pair in sets.accepted.items()))
     return found
+
+
+def packet_sets(before: NftRuleSet, after: NftRuleSet, family: str) -> Compared:
+    """The packets of *family* that come through all chains on each way, under both rule-sets."""
+    old, new = _Rules(before, family), _Rules(after, family)
+    universe = _universe(family, [*old.all_tests(), *new.all_tests()])
+    return Compared(universe, {h: (old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS})
 
 
 class _Rules:
