@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from .difference import Difference, told
 from .nft_kinds import FAMILIES, NFPROTO
@@ -29,6 +30,11 @@ PATHS = {
     "OUTPUT": ("output", "postrouting"),
 }
 _PLACES = {"ip saddr": SOURCE, "ip6 saddr": SOURCE, "ip daddr": DESTINATION, "ip6 daddr": DESTINATION}
+# Measured: 2,000 arms take a few seconds, and it grows faster than they do; so do cuts.
+MOST_ARMS = 2_000
+MOST_CUTS = 8_000
+# NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h
+DEEPEST_JUMP = 16
 _MOST_NUMBERS = 128
 _MOST_ELEMENTS = 64
 # An arm of a rule: what it asks, and the verdict.
@@ -44,7 +50,10 @@ class Compared:
 
 
 def compare_nft(before: NftRuleSet, after: NftRuleSet) -> Mapping[str, Difference]:
-    """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``."""
+    """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``.
+
+    Raises ValueError where there is too much to compare.
+    """
     found: dict[str, Difference] = {}
     for family in NFPROTO:
         sets = packet_sets(before, after, family)
@@ -66,9 +75,19 @@ class _Rules:
         self.ruleset = ruleset
         self.family = family
         self.arms: dict[Place, list[list[Arm]]] = {}
+        self.count = 0
         for place, entries in ruleset.rules.items():
             if family in FAMILIES.get(place[0], ()):
-                self.arms[place] = [arms for entry in entries if (arms := list(self._arms(entry)))]
+                self.arms[place] = [arms for entry in entries if (arms := self._counted(entry))]
+
+    def _counted(self, entry: Entry) -> list[Arm]:
+        """The arms of a rule; ValueError where the rule-set has too many to walk."""
+        room = MOST_ARMS - self.count
+        found = list(islice(self._arms(entry), room + 1))
+        if len(found) > room:
+            raise ValueError(f"more than {MOST_ARMS} rules and elements of maps")
+        self.count += len(found)
+        return found
 
     def _arms(self, entry: Entry) -> Iterator[Arm]:
         for statements in _one_by_one(entry.statements):
@@ -147,6 +166,8 @@ def _universe(family: str, every: list[tuple[Test, ...]]) -> Universe:
             interfaces.update(dict.fromkeys(_wild(name) for name in test.names))
         elif test.field == OPEN:
             conditions[test.text] = None
+    if len(ports) + len(addresses) > MOST_CUTS:
+        raise ValueError(f"{len(ports) + len(addresses)} ports and addresses, {MOST_CUTS} are the most")
     sizes = (len(protocols) + 1, 256, len(STATES), len(ports) - 1, len(ports) - 1, len(addresses) - 1,
              len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1, *(2 for _ in conditions))
     return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
@@ -240,6 +261,8 @@ class _Walk:
         """(accepted, come back to the caller) of the packets that enter *place*."""
         if place in above:
             return False, True  # the kernel refuses loops
+        if len(above) > DEEPEST_JUMP:
+            raise ValueError(f"jumps that nest deeper than {DEEPEST_JUMP}, as the kernel refuses them")
         if place not in self._known:
             self._known[place] = self._walk(place, (*above, place))
         return self._known[place]

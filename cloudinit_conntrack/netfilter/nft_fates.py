@@ -10,8 +10,10 @@ ACCEPTS, REFUSES, GOES_ON = "accepts", "refuses", "goes on"
 _OF_VERDICT = {"accept": ACCEPTS, "queue": ACCEPTS, "drop": REFUSES, "reject": REFUSES, "return": GOES_ON}
 
 
-def fates(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json]) -> frozenset[str]:
-    """The fates that *statement*, the last one of a rule like *entry*, has in store.
+def fates(
+    ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], known: Mapping[Place, set[str]]
+) -> frozenset[str]:
+    """The fates that *statement*, the last one of a rule like *entry*, has in store; *known* is :func:`behind`.
 
     A ``jump`` stands for whatever its chain and those behind it may do; one that only comes
     back from there has none.  Behind a ``goto`` a caller or a policy decides: that may be either.
@@ -19,7 +21,7 @@ def fates(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json]) -> f
     found: set[str] = set()
     for kind, target in _verdicts(ruleset, entry, statement):
         if target:
-            found |= _behind(ruleset, (*entry.table, target))
+            found |= known.get((*entry.table, target), set())
             found |= {ACCEPTS, REFUSES} if kind == "goto" else set()
         elif kind in _OF_VERDICT:
             found.add(_OF_VERDICT[kind])
@@ -36,11 +38,32 @@ def _verdicts(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json]) 
     yield kind, str(statement[kind]["target"]) if kind in ("jump", "goto") else ""
 
 
-def _behind(ruleset: NftRuleSet, place: Place) -> set[str]:
-    """What the rules of a chain, and of those that it leads to, may do; returning from it is nothing new."""
-    found: set[str] = set()
-    for chain in ruleset.reached(place):
-        for rule in ruleset.rules.get(chain, ()):
-            last = rule.statements[-1] if rule.statements else {}
-            found |= {_OF_VERDICT[kind] for kind, _ in _verdicts(ruleset, rule, last) if kind in _OF_VERDICT}
-    return found - {GOES_ON}
+def behind(ruleset: NftRuleSet) -> Mapping[Place, set[str]]:
+    """Chain -> what its rules, and those of the chains it leads to, may do; returning is nothing new.
+
+    Told from each chain to those that lead to it, until nothing is new: at most two rounds a chain.
+    """
+    own, callers = _own(ruleset)
+    waiting = list(own)
+    while waiting:
+        place = waiting.pop()
+        for caller in callers.get(place, ()):
+            if not own[place] <= own[caller]:
+                own[caller] |= own[place]
+                waiting.append(caller)
+    return own
+
+
+def _own(ruleset: NftRuleSet) -> tuple[dict[Place, set[str]], dict[Place, set[Place]]]:
+    """What the rules of each chain do themselves, and which chains lead to it."""
+    own: dict[Place, set[str]] = {}
+    callers: dict[Place, set[Place]] = {}
+    for place, rules in ruleset.rules.items():
+        mine = own.setdefault(place, set())
+        for rule in rules:
+            for kind, target in _verdicts(ruleset, rule, rule.statements[-1] if rule.statements else {}):
+                if target:
+                    callers.setdefault((*place[:2], target), set()).add(place)
+                elif _OF_VERDICT.get(kind, GOES_ON) != GOES_ON:
+                    mine.add(_OF_VERDICT[kind])
+    return own, callers

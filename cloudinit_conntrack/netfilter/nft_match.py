@@ -14,6 +14,7 @@ from .nft_ruleset import Entry, Json, NftRuleSet
 from .nft_stateful import is_state, states_of
 from .nft_values import (
     LAST,
+    MOST_ELEMENTS,
     PROTOCOLS,
     WITH_PORTS,
     Ranges,
@@ -59,15 +60,22 @@ def tests_of(ruleset: NftRuleSet, entry: Entry, statements: Iterable[Mapping[str
     """What *statements* of the rule *entry* ask, whatever they do beside."""
     found: dict[Test, None] = {}
     for statement in statements:
-        kind, body = next(iter(statement.items()))
-        found.update(dict.fromkeys(dependencies(statement)))
-        if kind == "match":
-            found.update(dict.fromkeys(_tests(ruleset, entry, statement, body)))
-        elif kind == "vmap":  # what no arm is about goes on
-            found.update(dict.fromkeys(_of_keys(body["key"], [key for key, _ in _anonymous(ruleset, entry, body)])))
-        elif kind in ("limit", "quota", "meter", "ct count", "xt"):
-            found[Test(OPEN, text=statement_text(statement))] = None
+        key = id(statement), entry.table
+        if key not in ruleset.memo:
+            ruleset.memo[key] = statement, tuple(_of_statement(ruleset, entry, statement))
+        found.update(dict.fromkeys(ruleset.memo[key][1]))
     return tuple(found)
+
+
+def _of_statement(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json]) -> Iterator[Test]:
+    kind, body = next(iter(statement.items()))
+    yield from dependencies(statement)
+    if kind == "match":
+        yield from _tests(ruleset, entry, statement, body)
+    elif kind == "vmap":  # what no arm is about goes on
+        yield from _of_keys(body["key"], [key for key, _ in _anonymous(ruleset, entry, body)])
+    elif kind in ("limit", "quota", "meter", "ct count", "xt"):
+        yield Test(OPEN, text=statement_text(statement))
 
 
 def _anonymous(ruleset: NftRuleSet, entry: Entry, body: Json) -> tuple[tuple[Json, Json], ...]:
@@ -120,7 +128,8 @@ def _of_keys(left: Json, values: list[Json]) -> Iterator[Test]:
         return
     for at, key in enumerate(keys):
         field = field_of(key)
-        ranges = values_of(field, {"set": [row[at] for row in rows]}) if field and field != "flags" else None
+        known = field and field != "flags" and len(rows) <= MOST_ELEMENTS
+        ranges = values_of(field, {"set": [row[at] for row in rows]}) if known else None
         if ranges:
             yield Test(field, ranges)
 

@@ -9,6 +9,7 @@ blocker; nothing is dropped silently.
 from __future__ import annotations
 
 from . import nft_stateful as stateful
+from .nft_declared import check_declared
 from .nft_fragments import keep_fragments
 from .nft_kinds import FAMILIES
 from .nft_replies import replies_by_hook
@@ -30,7 +31,9 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
     Returns the input unchanged, with blockers, where that cannot be done.  Tables that
     iptables-nft owns stay as they are: with *leave_iptables* whatever they hold (they are
     rewritten as iptables rules), else what depends on conntrack in them is a blocker.
+    Raises RulesSyntaxError where the list is not whole.
     """
+    check_declared(ruleset)
     owned = _owned_tables(ruleset)
     work = Work(
         ruleset,
@@ -41,6 +44,10 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
     )
     for entry in ruleset.entries:
         _rewrite_entry(work, entry, leave_iptables)
+        if work.too_much:
+            work.block(entry, "so many states times so many UDP ports or exemptions make too many rules",
+                       "name fewer UDP ports, or exempt with fewer rules")
+            break
     for family, table in sorted(owned):
         work.notes[f"{ruleset.name}: table {family} {table} is iptables-nft's and left alone; "
                    "rewrite it from what iptables-save prints"] = None

@@ -11,7 +11,7 @@ from .nft_match import Test, field_ranges, narrowed, tests_of
 from .nft_questions import Asked, CannotBeSaidError, questions
 from .nft_ruleset import Entry
 from .nft_selection import Selection, select
-from .nft_untracked import Exemption, in_family, may_meet, seen_by
+from .nft_untracked import Exemption, in_family, may_meet
 from .nft_work import Work, counts, from_zero
 from .stateful import STATES
 
@@ -41,7 +41,7 @@ def _rewrite(work: Work, entry: Entry, asked_for: list[Asked]) -> None:
         decided = work.decided.get(entry.place, frozenset())
         chosen = select(kinds, asked.states, decided, asked.verdict == "accept", tests)
         tails += _tails(work, entry, asked, chosen, tests)
-        behind = fates(work.ruleset, entry, asked.after[-1]) if asked.after else frozenset()
+        behind = fates(work.ruleset, entry, asked.after[-1], work.behind) if asked.after else frozenset()
         reasons.append(reason(asked, chosen, behind))
         widens += [told] if (told := widening(asked, chosen)) else []
         for text in (counted(asked, chosen), lost(asked, chosen, behind)):
@@ -146,12 +146,12 @@ def _around(
         return []
     if asked.verdict != "accept" and all(kind.part.state == "INVALID" for kind in chosen.matched):
         return []  # segments that no connection needs
-    return [one for one in seen_by(work.exempt, work.bases(entry), entry.table) if may_meet(tests, one.tests)]
+    return [one for one in work.exemptions_for(entry) if may_meet(tests, one.tests)]
 
 
 def _untracked(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) -> Iterable[tuple[Statement, ...]]:
     """The matches that stand for UNTRACKED: one for each exemption that a ``notrack`` grants."""
-    for one in seen_by(work.exempt, work.bases(entry), entry.table):
+    for one in work.exemptions_for(entry):
         if one.matches is None:
             raise CannotBeSaidError(*_unclear(one))
         if may_meet(tests, one.tests):

@@ -5,6 +5,7 @@ What we do not know is written as compact JSON, so no text ever hides a differen
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Callable
@@ -14,6 +15,8 @@ from .nft_ruleset import Entry, Json
 _BARE_META = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
 _QUOTED = frozenset(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind", "sdif",
                      "sdifname"))
+# Longer sets are shown by their first elements.
+_MOST_SHOWN, _FIRST_SHOWN = 64, 16
 _BITS = frozenset(("|", "&", "^", "<<", ">>"))
 _FLAGGED = frozenset(("flags", "state", "status"))
 
@@ -111,7 +114,13 @@ def _ct(body: Json) -> str:
 
 
 def _set(body: Json) -> str:
-    return f"{{ {', '.join(_member(item) for item in body)} }}" if isinstance(body, list) else _member(body)
+    if not isinstance(body, list):
+        return _member(body)
+    shown = [_member(item) for item in body[:_MOST_SHOWN]]
+    if len(body) > _MOST_SHOWN:  # the digest tells two such sets apart
+        digest = hashlib.sha256(_raw(body).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        shown[_FIRST_SHOWN:] = [f"... {len(body) - _FIRST_SHOWN} more ({digest})"]
+    return f"{{ {', '.join(shown)} }}"
 
 
 def _member(item: Json) -> str:

@@ -120,7 +120,7 @@ def state(op: str, right: Json, left: Json = None) -> list[Json]:
         state("==", "nonsense"), state("==", True), state("==", {"set": ["nonsense"]}), state("!", {"set": ["new"]}),
         state("==", {"set": [{"elem": {"val": "new", "counter": {"packets": 1, "bytes": 1}}}]}),
         state("==", 0, {"|": [{"ct": {"key": "state"}}, 2]}), state("==", 0, {"&": [{"ct": {"key": "state"}}, "x"]}),
-        state("==", {"set": [{"concat": ["new", 22]}]}, {"concat": [{"ct": {"key": "state"}}, L4PROTO]}),
+        state("!=", {"set": [{"concat": ["new", 22]}]}, {"concat": [{"ct": {"key": "state"}}, L4PROTO]}),
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": "@unknown"}}],
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["nonsense", ACCEPT]]}}}],
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["new", "accept"]]}}}],
