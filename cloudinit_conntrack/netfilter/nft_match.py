@@ -208,23 +208,26 @@ def _of_protocol(protocol: str) -> Iterator[Test]:
 
 def _test(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], body: Json) -> Test:
     op, left, right = body["op"], body["left"], body["right"]
-    text = statement_text(statement)
     if is_state(left) or (isinstance(left, dict) and "&" in left and is_state(first_of(left["&"]))):
         named = isinstance(right, str) and right.startswith("@")
         states = states_of(body, ruleset.members(entry, right) if named else None)
-        return Test(OPEN, text=text) if states is None else Test("state", names=tuple(sorted(states)))
+        return _open(statement) if states is None else Test("state", names=tuple(sorted(states)))
     if body in LATER_FRAGMENTS.values() or body in FIRST_FRAGMENTS.values():
         return Test(FRAGMENT)
     name = meta_key(left)
     if name in INTERFACES:
-        return _interfaces(INTERFACES[name], op, right) or Test(OPEN, text=text)
+        return _interfaces(INTERFACES[name], op, right) or _open(statement)
     field = field_of(left)
     if field == "flags":
-        return _flags(op, left, right) or Test(OPEN, text=text)
+        return _flags(op, left, right) or _open(statement)
     ranges = values_of(field, right) if field else None
     if ranges is None or op not in ("==", "in", "!=", "<", ">", "<=", ">="):
-        return Test(OPEN, text=text)
+        return _open(statement)
     return Test(field, _compared(op, ranges, LAST[field]))
+
+
+def _open(statement: Mapping[str, Json]) -> Test:
+    return Test(OPEN, text=statement_text(statement))
 
 
 def _compared(op: str, ranges: Ranges, last: int) -> Ranges:

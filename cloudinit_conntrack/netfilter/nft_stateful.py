@@ -136,7 +136,7 @@ def _dependencies(entry: Entry) -> Iterator[Dependency]:
 
 def _of_xt(body: Json) -> Iterator[Dependency]:
     """An expression of iptables-nft, which nft can only name."""
-    name = str(body.get("name", "")) if isinstance(body, dict) else ""
+    name = str(body.get("name") or "") if isinstance(body, dict) else ""
     if not name:
         yield Dependency("other", NAMELESS)
     row = (TARGETS if isinstance(body, dict) and body.get("type") == "target" else MATCHES).get(name)

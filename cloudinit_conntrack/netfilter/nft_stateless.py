@@ -9,6 +9,7 @@ blocker; nothing is dropped silently.
 from __future__ import annotations
 
 from . import nft_stateful as stateful
+from .collecting import without_collector
 from .nft_declared import check_declared
 from .nft_fragments import keep_fragments
 from .nft_kinds import FAMILIES
@@ -33,6 +34,11 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
     rewritten as iptables rules), else what depends on conntrack in them is a blocker.
     Raises RulesSyntaxError where the list is not whole.
     """
+    with without_collector():
+        return _made_stateless(ruleset, policy, leave_iptables)
+
+
+def _made_stateless(ruleset: NftRuleSet, policy: Policy, leave_iptables: bool) -> NftRewritten:
     check_declared(ruleset)
     owned = _owned_tables(ruleset)
     work = Work(
