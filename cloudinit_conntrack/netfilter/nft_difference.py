@@ -140,7 +140,9 @@ def _one_by_one(statements: tuple[Mapping[str, Json], ...]) -> list[tuple[Mappin
     """A rule as rules for each element of its concatenations, in place of a condition that cannot be told."""
     found: list[tuple[Mapping[str, Json], ...]] = [()]
     for statement in statements:
-        elements = [{"match": one} for one in alternatives(statement["match"])] if "match" in statement else [statement]
+        elements: list[Mapping[str, Json]] = [statement]
+        if "match" in statement:
+            elements = [{"match": one} for one in alternatives(statement["match"])]
         few = len(elements) * len(found) <= _MOST_ELEMENTS
         found = [(*before, one) for before in found for one in (elements if few else (statement,))]
     return found

@@ -8,7 +8,7 @@ from .nft_kinds import Kind
 from .nft_questions import Asked
 from .nft_selection import Selection
 from .nft_words import statement_text
-from .parts import OTHER, UDP_REST
+from .parts import OTHER, UDP_REST, Part
 from .stateful import STATES
 
 # Verdicts after which a packet goes on as if the rule were not there.
@@ -67,7 +67,7 @@ def _it(asked: Asked) -> str:
     return "it" if asked.verdict in ("drop", "reject") else repr(statement_text(asked.after[-1]))
 
 
-def _lost_replies(asked: Asked, missed: set[object], fates: frozenset[str]) -> str | None:
+def _lost_replies(asked: Asked, missed: set[Part], fates: frozenset[str]) -> str | None:
     """Replies that the rule knew by their connection and does not know any more."""
     found = [f"other UDP replies {_NAME_THEM}"] if UDP_REST in missed else []
     found += ["replies of protocols other than TCP, UDP and ICMP"] if OTHER in missed else []

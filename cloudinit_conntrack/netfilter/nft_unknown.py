@@ -9,6 +9,7 @@ from .nft_stateful import INDEPENDENT, INDEPENDENT_EXPRESSIONS, STATEMENTS
 from .stateful import INDEPENDENT as EXTENSIONS
 from .stateful import MATCHES, TARGETS
 
+
 def unknown_words(entry: Entry) -> tuple[str, ...]:
     """Statements, expressions and extensions of a rule that we know nothing about."""
     found: dict[str, None] = {}
@@ -38,7 +39,8 @@ _ADDRESSED = ("addr", "dev", "port", "expr", "num")
 # Where the statements hold expressions; the verdicts of a map and the bodies of others hold none.
 _EXPRESSIONS_IN: Mapping[str, tuple[str, ...]] = {
     "match": ("left", "right"), "vmap": ("key",), "mangle": ("key", "value"), "set": ("elem",),
-    "map": ("elem", "data"), "meter": ("key",), **dict.fromkeys(("dup", "fwd", "tproxy", "queue", "reject"), _ADDRESSED),
+    "map": ("elem", "data"), "meter": ("key",),
+    **dict.fromkeys(("dup", "fwd", "tproxy", "queue", "reject"), _ADDRESSED),
 }
 
 

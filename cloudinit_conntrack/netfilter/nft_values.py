@@ -145,10 +145,10 @@ def _prefix(field: str, text: str) -> Ranges | None:
 def _dotted(text: str) -> int | None:
     """A plain IPv4 address as a number, many times faster than ipaddress reads it."""
     parts = text.split(".")
-    plain = len(parts) == 4 and all(p.isascii() and p.isdigit() and (p == "0" or p[0] != "0") and len(p) < 4 for p in parts)
-    numbers = [int(part) for part in parts] if plain else []
-    if not plain or max(numbers) > 255:
-        return None
+    digits = text.isascii() and len(parts) == 4 and all(part.isdigit() and len(part) < 4 for part in parts)
+    numbers = [int(part) for part in parts] if digits else []
+    if not digits or max(numbers) > 255 or any(part[0] == "0" and part != "0" for part in parts):
+        return None  # ipaddress knows what else there is, or that it is nothing
     return numbers[0] << 24 | numbers[1] << 16 | numbers[2] << 8 | numbers[3]
 
 
