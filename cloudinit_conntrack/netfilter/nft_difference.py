@@ -11,10 +11,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from .difference import Difference, told
 from .nft_kinds import FAMILIES, NFPROTO
-from .nft_match import FRAGMENT, OPEN, Test, field_ranges, match_tests, tests_of
+from .nft_match import FRAGMENT, OPEN, Test, alternatives, field_ranges, match_tests, tests_of
 from .nft_ruleset import Entry, Json, NftRuleSet, Place
 from .nft_untracked import CONNTRACK
 from .nft_values import Ranges, complement
@@ -29,19 +30,42 @@ PATHS = {
     "OUTPUT": ("output", "postrouting"),
 }
 _PLACES = {"ip saddr": SOURCE, "ip6 saddr": SOURCE, "ip daddr": DESTINATION, "ip6 daddr": DESTINATION}
+# Measured: 1,800 arms take twelve seconds, and it grows faster than they do; so do cuts.
+MOST_ARMS = 1_500
+MOST_CUTS = 8_000
+# NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_tables.h
+DEEPEST_JUMP = 16
 _MOST_NUMBERS = 128
+_MOST_ELEMENTS = 64
 # An arm of a rule: what it asks, and the verdict.
 Arm = tuple[tuple[Test, ...], Mapping[str, Json]]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two rule-sets in one space: hook -> (accepted before, accepted after), each packet with its state."""
+
+    universe: Universe
+    accepted: Mapping[str, tuple[PacketSet, PacketSet]]
+
+
 def compare_nft(before: NftRuleSet, after: NftRuleSet) -> Mapping[str, Difference]:
-    """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``."""
+    """What *after* accepts and refuses other than *before*, for ``ipv4`` and ``ipv6``.
+
+    Raises ValueError where there is too much to compare.
+    """
     found: dict[str, Difference] = {}
     for family in NFPROTO:
-        old, new = _Rules(before, family), _Rules(after, family)
-        universe = _universe(family, [*old.all_tests(), *new.all_tests()])
-        found[family] = told(universe, ((h, old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS))
+        sets = packet_sets(before, after, family)
+        found[family] = told(sets.universe, ((hook, *pair) for hook, pair in sets.accepted.items()))
     return found
+
+
+def packet_sets(before: NftRuleSet, after: NftRuleSet, family: str) -> Compared:
+    """The packets of *family* that come through all chains on each way, under both rule-sets."""
+    old, new = _Rules(before, family), _Rules(after, family)
+    universe = _universe(family, [*old.all_tests(), *new.all_tests()])
+    return Compared(universe, {h: (old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS})
 
 
 class _Rules:
@@ -51,12 +75,26 @@ class _Rules:
         self.ruleset = ruleset
         self.family = family
         self.arms: dict[Place, list[list[Arm]]] = {}
+        self.count = 0
         for place, entries in ruleset.rules.items():
             if family in FAMILIES.get(place[0], ()):
-                self.arms[place] = [arms for entry in entries if (arms := list(self._arms(entry)))]
+                self.arms[place] = [arms for entry in entries if (arms := self._counted(entry))]
+
+    def _counted(self, entry: Entry) -> list[Arm]:
+        """The arms of a rule; ValueError where the rule-set has too many to walk."""
+        room = MOST_ARMS - self.count
+        found = list(islice(self._arms(entry), room + 1))
+        if len(found) > room:
+            raise ValueError(f"more than {MOST_ARMS} rules and elements of maps")
+        self.count += len(found)
+        return found
 
     def _arms(self, entry: Entry) -> Iterator[Arm]:
-        tests = tests_of(self.ruleset, entry, entry.statements)
+        for statements in _one_by_one(entry.statements):
+            yield from self._of(entry, statements)
+
+    def _of(self, entry: Entry, statements: tuple[Mapping[str, Json], ...]) -> Iterator[Arm]:
+        tests = tests_of(self.ruleset, entry, statements)
         if any(test.field == FRAGMENT for test in tests):
             return
         last = entry.statements[-1] if entry.statements else {}
@@ -98,6 +136,18 @@ class _Rules:
         return found
 
 
+def _one_by_one(statements: tuple[Mapping[str, Json], ...]) -> list[tuple[Mapping[str, Json], ...]]:
+    """A rule as rules for each element of its concatenations, in place of a condition that cannot be told."""
+    found: list[tuple[Mapping[str, Json], ...]] = [()]
+    for statement in statements:
+        elements: list[Mapping[str, Json]] = [statement]
+        if "match" in statement:
+            elements = [{"match": one} for one in alternatives(statement["match"])]
+        few = len(elements) * len(found) <= _MOST_ELEMENTS
+        found = [(*before, one) for before in found for one in (elements if few else (statement,))]
+    return found
+
+
 # --- the space -------------------------------------------------------------------------
 
 
@@ -118,6 +168,8 @@ def _universe(family: str, every: list[tuple[Test, ...]]) -> Universe:
             interfaces.update(dict.fromkeys(_wild(name) for name in test.names))
         elif test.field == OPEN:
             conditions[test.text] = None
+    if len(ports) + len(addresses) > MOST_CUTS:
+        raise ValueError(f"{len(ports) + len(addresses)} ports and addresses, {MOST_CUTS} are the most")
     sizes = (len(protocols) + 1, 256, len(STATES), len(ports) - 1, len(ports) - 1, len(addresses) - 1,
              len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1, *(2 for _ in conditions))
     return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
@@ -211,6 +263,8 @@ class _Walk:
         """(accepted, come back to the caller) of the packets that enter *place*."""
         if place in above:
             return False, True  # the kernel refuses loops
+        if len(above) > DEEPEST_JUMP:
+            raise ValueError(f"jumps that nest deeper than {DEEPEST_JUMP}, as the kernel refuses them")
         if place not in self._known:
             self._known[place] = self._walk(place, (*above, place))
         return self._known[place]

@@ -14,6 +14,7 @@ from .nft_ruleset import Entry, Json, NftRuleSet
 from .nft_stateful import is_state, states_of
 from .nft_values import (
     LAST,
+    MOST_ELEMENTS,
     PROTOCOLS,
     WITH_PORTS,
     Ranges,
@@ -59,13 +60,78 @@ def tests_of(ruleset: NftRuleSet, entry: Entry, statements: Iterable[Mapping[str
     """What *statements* of the rule *entry* ask, whatever they do beside."""
     found: dict[Test, None] = {}
     for statement in statements:
-        kind, body = next(iter(statement.items()))
-        found.update(dict.fromkeys(dependencies(statement)))
-        if kind == "match":
-            found[_test(ruleset, entry, statement, body)] = None
-        elif kind in ("limit", "quota", "meter", "ct count", "xt"):
-            found[Test(OPEN, text=statement_text(statement))] = None
+        key = id(statement), entry.table
+        if key not in ruleset.memo:
+            ruleset.memo[key] = statement, tuple(_of_statement(ruleset, entry, statement))
+        found.update(dict.fromkeys(ruleset.memo[key][1]))
     return tuple(found)
+
+
+def _of_statement(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json]) -> Iterator[Test]:
+    kind, body = next(iter(statement.items()))
+    yield from dependencies(statement)
+    if kind == "match":
+        yield from _tests(ruleset, entry, statement, body)
+    elif kind == "vmap":  # what no arm is about goes on
+        yield from _of_keys(body["key"], [key for key, _ in _anonymous(ruleset, entry, body)])
+    elif kind in ("limit", "quota", "meter", "ct count", "xt"):
+        yield Test(OPEN, text=statement_text(statement))
+
+
+def _anonymous(ruleset: NftRuleSet, entry: Entry, body: Json) -> tuple[tuple[Json, Json], ...]:
+    """The arms of an anonymous verdict map; a named one may get others."""
+    return () if isinstance(body["data"], str) else ruleset.arms(entry, body["data"])
+
+
+def _tests(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], body: Json) -> Iterator[Test]:
+    """The tests of a match; of a concatenation what each of its parts may be at all, and the whole."""
+    keys, values = _parts(body["left"]), body["right"]
+    if len(keys) < 2 or body["op"] not in ("==", "in"):
+        yield _test(ruleset, entry, statement, body)
+        return
+    elements = alternatives(body)
+    yield from _of_keys(body["left"], [element["right"] for element in elements])
+    parts = _parts(values)
+    if len(parts) != len(keys):
+        yield _test(ruleset, entry, statement, body)
+        return
+    for key, value in zip(keys, parts):
+        yield from match_tests(ruleset, entry, key, value)
+
+
+def alternatives(body: Json) -> list[Json]:
+    """A match of a concatenation as matches of one element each; any other match as it is."""
+    right = body["right"]
+    items = right.get("set") if isinstance(right, dict) else None
+    if len(_parts(body["left"])) < 2 or body["op"] not in ("==", "in") or not isinstance(items, list):
+        return [body]
+    return [{**body, "right": _plain(item)} for item in items]
+
+
+def _plain(item: Json) -> Json:
+    """An element of a set without what it holds beside its value."""
+    inner = item.get("elem") if isinstance(item, dict) else None
+    return inner["val"] if isinstance(inner, dict) and "val" in inner else item
+
+
+def _parts(value: Json) -> list[Json]:
+    """What a concatenation holds, or nothing."""
+    parts = value.get("concat") if isinstance(value, dict) and len(value) == 1 else None
+    return parts if isinstance(parts, list) else []
+
+
+def _of_keys(left: Json, values: list[Json]) -> Iterator[Test]:
+    """What a packet has to be so that *left* can be any of *values*."""
+    keys = _parts(left) or [left]
+    rows = [_parts(_plain(value)) if len(keys) > 1 else [_plain(value)] for value in values]
+    if not rows or any(len(row) != len(keys) for row in rows):
+        return
+    for at, key in enumerate(keys):
+        field = field_of(key)
+        known = field and field != "flags" and len(rows) <= MOST_ELEMENTS
+        ranges = values_of(field, {"set": [row[at] for row in rows]}) if known else None
+        if ranges:
+            yield Test(field, ranges)
 
 
 def match_tests(ruleset: NftRuleSet, entry: Entry, left: Json, values: Json) -> tuple[Test, ...]:
@@ -142,23 +208,26 @@ def _of_protocol(protocol: str) -> Iterator[Test]:
 
 def _test(ruleset: NftRuleSet, entry: Entry, statement: Mapping[str, Json], body: Json) -> Test:
     op, left, right = body["op"], body["left"], body["right"]
-    text = statement_text(statement)
     if is_state(left) or (isinstance(left, dict) and "&" in left and is_state(first_of(left["&"]))):
         named = isinstance(right, str) and right.startswith("@")
         states = states_of(body, ruleset.members(entry, right) if named else None)
-        return Test(OPEN, text=text) if states is None else Test("state", names=tuple(sorted(states)))
+        return _open(statement) if states is None else Test("state", names=tuple(sorted(states)))
     if body in LATER_FRAGMENTS.values() or body in FIRST_FRAGMENTS.values():
         return Test(FRAGMENT)
     name = meta_key(left)
     if name in INTERFACES:
-        return _interfaces(INTERFACES[name], op, right) or Test(OPEN, text=text)
+        return _interfaces(INTERFACES[name], op, right) or _open(statement)
     field = field_of(left)
     if field == "flags":
-        return _flags(op, left, right) or Test(OPEN, text=text)
+        return _flags(op, left, right) or _open(statement)
     ranges = values_of(field, right) if field else None
     if ranges is None or op not in ("==", "in", "!=", "<", ">", "<=", ">="):
-        return Test(OPEN, text=text)
+        return _open(statement)
     return Test(field, _compared(op, ranges, LAST[field]))
+
+
+def _open(statement: Mapping[str, Json]) -> Test:
+    return Test(OPEN, text=statement_text(statement))
 
 
 def _compared(op: str, ranges: Ranges, last: int) -> Ranges:

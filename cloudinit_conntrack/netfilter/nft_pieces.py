@@ -32,28 +32,31 @@ def pieces_for(
     if not refused:
         return (Piece((), kinds),)
     groups = _groups(kinds)
-    mixed = {name for name in groups if _has(groups[name], chosen) and _has(groups[name], refused)}
-    whole = [name for name in groups if name not in mixed and _has(groups[name], chosen)]
-    if any(kind.part is UDP_REST for name in mixed for kind in groups[name] if kind in chosen):
+    wanted, unwanted = frozenset(chosen), frozenset(refused)
+    mixed = {name for name in groups if _has(groups[name], wanted) and _has(groups[name], unwanted)}
+    whole = [name for name in groups if name not in mixed and _has(groups[name], wanted)]
+    if any(kind.part is UDP_REST for name in mixed for kind in groups[name] if kind in wanted):
         return None
     found: list[Piece] = []
     for name in (name for name in groups if name in mixed):
-        found += _of_group(groups[name], chosen, refused, tests)
+        found += _of_group(groups[name], wanted, unwanted, tests)
     if whole:
-        found.append(_of_protocols(groups, whole, refused))
+        found.append(_of_protocols(groups, whole, unwanted))
     return tuple(found)
 
 
 def _groups(kinds: tuple[Kind, ...]) -> dict[str, tuple[Kind, ...]]:
-    names = dict.fromkeys(kind.protocol for kind in kinds)
-    return {name: tuple(kind for kind in kinds if kind.protocol == name) for name in names}
+    found: dict[str, list[Kind]] = {}
+    for kind in kinds:
+        found.setdefault(kind.protocol, []).append(kind)
+    return {name: tuple(group) for name, group in found.items()}
 
 
-def _has(group: tuple[Kind, ...], wanted: tuple[Kind, ...]) -> bool:
+def _has(group: tuple[Kind, ...], wanted: frozenset[Kind]) -> bool:
     return any(kind in wanted for kind in group)
 
 
-def _of_protocols(groups: dict[str, tuple[Kind, ...]], whole: list[str], refused: tuple[Kind, ...]) -> Piece:
+def _of_protocols(groups: dict[str, tuple[Kind, ...]], whole: list[str], refused: frozenset[Kind]) -> Piece:
     """One rule for whole protocols: those named, or all but those named."""
     if "" in whole:
         left_out = [name for name in groups if name not in whole and _has(groups[name], refused)]
@@ -77,7 +80,7 @@ def _payload(protocol: str, field: str) -> Json:
 
 
 def _of_group(
-    group: tuple[Kind, ...], chosen: tuple[Kind, ...], refused: tuple[Kind, ...], tests: tuple[Test, ...]
+    group: tuple[Kind, ...], chosen: frozenset[Kind], refused: frozenset[Kind], tests: tuple[Test, ...]
 ) -> list[Piece]:
     """Rules for some kinds of one protocol."""
     mine = tuple(kind for kind in group if kind in chosen)

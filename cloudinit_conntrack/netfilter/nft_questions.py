@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import nft_stateful as stateful
+from .nft_concatenated import lookups
 from .nft_kinds import Statement
 from .nft_ruleset import Entry, Json
-from .nft_work import Work
+from .nft_work import Work, counts, from_zero
 from .stateful import STATES
 
 _LEAVING = frozenset(("return", "goto"))
@@ -40,8 +41,10 @@ class CannotBeSaidError(Exception):
 
 
 def questions(work: Work, entry: Entry) -> list[Asked]:
-    """What the rule asks; the arms of a verdict map of states one by one."""
+    """What the rule asks; the arms of a verdict map of states, and those of a concatenation, one by one."""
     places = [at for at, statement in enumerate(entry.statements) if stateful.asks_state(statement)]
+    if len(places) == 1 and (looked_up := _looked_up(work, entry, places[0])) is not None:
+        return looked_up
     first, last = places[0], places[-1]
     states = frozenset(STATES)
     arms: list[tuple[frozenset[str], Statement]] = []
@@ -63,11 +66,33 @@ def questions(work: Work, entry: Entry) -> list[Asked]:
     return [Asked(before, states & mine, (*after, verdict)) for mine, verdict in arms if states & mine]
 
 
+def _looked_up(work: Work, entry: Entry, at: int) -> list[Asked] | None:
+    """The questions of a lookup of the state together with something else; ``None`` where it is none."""
+    kind, body = next(iter(entry.statements[at].items()))
+    after = entry.statements[at + 1 :]
+    found = lookups(work.ruleset, entry, kind, body) if kind == "match" or (kind == "vmap" and not after) else None
+    if found is None:
+        return None
+    if len(found) > 1:
+        if any(counts(statement) for statement in after):
+            raise CannotBeSaidError("it limits what it looks up by state and something else",
+                                    "make a rule for each state, and look up the rest")
+        after = tuple(from_zero(statement) for statement in after)
+    right = body["right" if kind == "match" else "data"]
+    if isinstance(right, str):
+        _note_named(work, entry, "set" if kind == "match" else "map", right)
+    return [Asked(entry.statements[:at], states, (one, *after)) for states, one in found]
+
+
+def _note_named(work: Work, entry: Entry, what: str, name: str) -> None:
+    work.note(entry, f"the {what} {name[1:]} is read as it is now; the rule does not follow it any more")
+
+
 def _states(work: Work, entry: Entry, body: Json) -> frozenset[str] | None:
     right = body["right"]
     if not (isinstance(right, str) and right.startswith("@")):
         return stateful.states_of(body)
-    work.note(entry, f"the set {right[1:]} is read as it is now; the rule does not follow it any more")
+    _note_named(work, entry, "set", right)
     return stateful.states_of(body, work.ruleset.members(entry, right))
 
 
@@ -76,6 +101,8 @@ def _odd(kind: str, body: Json) -> tuple[str, str]:
         return "it looks up the state together with something else", "make a rule for each state, and look up the rest"
     if kind == "vmap":
         return "its verdict map of states is not the rule's end", "move what follows into a rule of its own"
+    if kind == "match":
+        return "it compares the state with what is no state", "name the states: ct state { ... }"
     return "it uses the state for more than a match", "make a rule for each state"
 
 
@@ -85,7 +112,7 @@ def _arms(work: Work, entry: Entry, data: Json) -> list[tuple[frozenset[str], St
     if not arms or len(arms) != len(work.ruleset.members(entry, data)):
         raise CannotBeSaidError("its verdict map has elements that cannot be told", "write its elements into the rule")
     if isinstance(data, str):
-        work.note(entry, f"the map {data[1:]} is read as it is now; the rule does not follow it any more")
+        _note_named(work, entry, "map", data)
     found: dict[str, tuple[frozenset[str], Statement]] = {}
     for key, verdict in arms:
         states = stateful.states_of_key(key)

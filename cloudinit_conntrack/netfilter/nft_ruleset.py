@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -98,6 +98,10 @@ class NftRuleSet:
     entries: tuple[Entry, ...]
     head: str = '{"nftables": ['
     tail: str = "]}\n"
+    # what nft_match.py has read out of statements; each is kept with it, so that its id stays its own
+    memo: dict[tuple[int, tuple[str, str]], tuple[object, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def of_kind(self, *kinds: str) -> Iterator[Entry]:
         """The entries of *kinds*, in order."""
@@ -130,11 +134,12 @@ class NftRuleSet:
         """Chain -> the base chains from which packets come to it, itself included."""
         found: dict[Place, dict[Base, None]] = {}
         for start, base in self.bases.items():
-            for place in self._reached(start):
+            for place in self.reached(start):
                 found.setdefault(place, {})[base] = None
         return {place: tuple(bases) for place, bases in found.items()}
 
-    def _reached(self, start: Place) -> Iterable[Place]:
+    def reached(self, start: Place) -> Iterable[Place]:
+        """*start* and every chain that a packet may come to from there."""
         seen: dict[Place, None] = {}
         waiting = [start]
         while waiting:
@@ -206,7 +211,7 @@ def parse_nft(text: str, name: str = "<stdin>") -> NftRuleSet:
     start = _HEAD.match(text)
     if not start:
         _refuse_head(text, name)
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     entries: list[Entry] = []
     at = start.end()
     while not (entries and text[at : at + 1] != ",") and not _closed(text, at):
@@ -253,7 +258,8 @@ def _entry(text: str, at: int, decoder: json.JSONDecoder, name: str, entries: li
     start = before.end() if before else at
     try:
         value, end = decoder.raw_decode(text, start)
-        _check_value(value, 0)
+        if _needs_a_look(text[start:end]):
+            _check_value(value, 0)
         kind, body, wrapped = _unwrapped(value, entries)
         _check_shape(kind, body)
     except json.JSONDecodeError as error:
@@ -267,6 +273,18 @@ def _entry(text: str, at: int, decoder: json.JSONDecoder, name: str, entries: li
     if text[finish : finish + 1] != ",":
         finish = end  # the blanks before the closing bracket belong to the tail
     return Entry(len(entries) + 1, kind, body, text[start:end], text[at:start], text[end:finish], wrapped), finish
+
+
+def _needs_a_look(text: str) -> bool:
+    """Whether one object's text may nest too deep, or hold letters that no UTF-8 has; nearly none does."""
+    return text.count("{") + text.count("[") > DEEPEST or "\\u" in text or not text.isascii()
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is no usable number")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

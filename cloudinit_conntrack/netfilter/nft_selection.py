@@ -37,7 +37,8 @@ def select(
     pieces = pieces_for(kinds, chosen, refused, tests)
     if pieces is None:
         around = pieces_for(kinds, refused, chosen, tests) or ()
-        return Selection(None, around, chosen, tuple(k for k in here if k not in refused), refused)
+        unwanted = frozenset(refused)
+        return Selection(None, around, chosen, tuple(k for k in here if k not in unwanted), refused)
     taken = {kind for piece in pieces for kind in piece.kinds}
     return Selection(pieces, (), chosen, tuple(k for k in here if k in taken), tuple(k for k in here if k not in taken))
 

@@ -79,6 +79,9 @@ OBJECTS: Mapping[str, Extension] = {
         _row("synproxy", "nft_synproxy nf_synproxy_core", "proxies handshakes", "set net.ipv4.tcp_syncookies=1"),
     )
 }
+# nft before 1.0.6 lists every extension of iptables as ``{"xt": null}``.
+NAMELESS = _row("xt", "nft_compat", "uses an iptables extension that this nft does not name",
+                "list the rules with a newer nft, or take what iptables-save prints")
 NAT_CHAIN = _row("nat chain", "nft_chain_nat nf_nat", "is a chain of type nat, which is a part of conntrack", _NAT)
 NAT_STATEMENTS = frozenset(("snat", "dnat", "masquerade", "redirect"))
 
@@ -133,7 +136,9 @@ def _dependencies(entry: Entry) -> Iterator[Dependency]:
 
 def _of_xt(body: Json) -> Iterator[Dependency]:
     """An expression of iptables-nft, which nft can only name."""
-    name = str(body.get("name", "")) if isinstance(body, dict) else ""
+    name = str(body.get("name") or "") if isinstance(body, dict) else ""
+    if not name:
+        yield Dependency("other", NAMELESS)
     row = (TARGETS if isinstance(body, dict) and body.get("type") == "target" else MATCHES).get(name)
     if row is not None:
         yield Dependency("nat" if name in NAT_TARGETS else "other", row)
@@ -148,31 +153,6 @@ def _keys(value: Json) -> Iterator[tuple[str, Json]]:
         for key, inner in value.items():
             yield key, inner
             yield from _keys(inner)
-
-
-def unknown_words(entry: Entry) -> tuple[str, ...]:
-    """Statements and expressions of a rule that we know nothing about."""
-    found: dict[str, None] = {}
-    for statement in entry.statements:
-        kind, body = next(iter(statement.items()))
-        if kind not in INDEPENDENT and kind not in STATEMENTS and kind != "xt":
-            found[kind] = None
-        elif kind in ("match", "vmap"):
-            expressions = (body["left"], body["right"]) if kind == "match" else (body["key"],)
-            found.update(dict.fromkeys(name for value in expressions for name in _unknown_expressions(value)))
-    return tuple(found)
-
-
-def _unknown_expressions(value: Json) -> Iterator[str]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _unknown_expressions(item)
-    elif isinstance(value, dict) and len(value) == 1:
-        kind, body = next(iter(value.items()))
-        if kind not in INDEPENDENT_EXPRESSIONS and kind != "ct":
-            yield kind
-        elif kind in ("concat", "set", "|", "&", "^", "<<", ">>"):
-            yield from _unknown_expressions(body)
 
 
 def is_state(expression: Json) -> bool:

@@ -9,11 +9,14 @@ blocker; nothing is dropped silently.
 from __future__ import annotations
 
 from . import nft_stateful as stateful
+from .collecting import without_collector
+from .nft_declared import check_declared
 from .nft_fragments import keep_fragments
 from .nft_kinds import FAMILIES
 from .nft_replies import replies_by_hook
 from .nft_ruleset import Base, Entry, NftRuleSet, made
 from .nft_states import rewrite_states, settle_plain
+from .nft_unknown import unknown_words
 from .nft_untracked import CONNTRACK, exemptions
 from .nft_words import object_text, statements_text
 from .nft_work import NftRewritten, Work
@@ -29,7 +32,14 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
     Returns the input unchanged, with blockers, where that cannot be done.  Tables that
     iptables-nft owns stay as they are: with *leave_iptables* whatever they hold (they are
     rewritten as iptables rules), else what depends on conntrack in them is a blocker.
+    Raises RulesSyntaxError where the list is not whole.
     """
+    with without_collector():
+        return _made_stateless(ruleset, policy, leave_iptables)
+
+
+def _made_stateless(ruleset: NftRuleSet, policy: Policy, leave_iptables: bool) -> NftRewritten:
+    check_declared(ruleset)
     owned = _owned_tables(ruleset)
     work = Work(
         ruleset,
@@ -40,6 +50,10 @@ def make_stateless_nft(ruleset: NftRuleSet, policy: Policy = _DEFAULT, leave_ipt
     )
     for entry in ruleset.entries:
         _rewrite_entry(work, entry, leave_iptables)
+        if work.too_much:
+            work.block(entry, "so many states times so many UDP ports or exemptions make too many rules",
+                       "name fewer UDP ports, or exempt with fewer rules")
+            break
     for family, table in sorted(owned):
         work.notes[f"{ruleset.name}: table {family} {table} is iptables-nft's and left alone; "
                    "rewrite it from what iptables-save prints"] = None
@@ -63,6 +77,8 @@ def _rewrite_entry(work: Work, entry: Entry, leave_iptables: bool) -> None:
     found = stateful.dependency(entry)
     if entry.table in work.owned:
         work.entries.append(entry)
+        if not leave_iptables:
+            _tell_unknown(work, entry)
         if found is not None and not leave_iptables:
             work.block(entry, f"it {found.extension.reason}, and its table is iptables-nft's",
                        "rewrite what iptables-save prints, load that, and list the rules again")
@@ -101,9 +117,7 @@ def _rewrite_rule(work: Work, entry: Entry, found: Dependency | None) -> None:
     base = work.ruleset.bases.get(entry.place)
     if base is not None and base.kind == "nat" and (found is None or found.kind != "nat"):
         found = Dependency("nat", stateful.NAT_CHAIN)
-    for word in stateful.unknown_words(entry):
-        work.note(entry, f"unknown expression {word!r}: whether it needs conntrack cannot be told from the rule; the "
-                  "kernel's own evidence decides")
+    _tell_unknown(work, entry)
     if found is None:
         work.entries.append(entry)
         settle_plain(work, entry)
@@ -124,6 +138,12 @@ def _rewrite_rule(work: Work, entry: Entry, found: Dependency | None) -> None:
         work.block(entry, "so early no packet has a state yet", "remove it, or move it behind priority -200")
     else:
         rewrite_states(work, entry)
+
+
+def _tell_unknown(work: Work, entry: Entry) -> None:
+    for word in unknown_words(entry):
+        work.note(entry, f"unknown expression {word!r}: whether it needs conntrack cannot be told from the rule; the "
+                  "kernel's own evidence decides")
 
 
 def _before_conntrack(base: Base) -> bool:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .effects import described
+from .nft_effects import WATCHING, counted, lost, reason, widening
+from .nft_fates import fates
 from .nft_kinds import FAMILIES, Statement, kinds_for
 from .nft_match import Test, field_ranges, narrowed, tests_of
 from .nft_questions import Asked, CannotBeSaidError, questions
 from .nft_ruleset import Entry
 from .nft_selection import Selection, select
-from .nft_untracked import Exemption, in_family, may_meet, seen_by
-from .nft_words import statement_text
-from .nft_work import Work
-from .parts import OTHER, UDP_REST
+from .nft_untracked import Exemption, in_family, may_meet
+from .nft_work import Work, counts, from_zero
 from .stateful import STATES
 
 _FINAL = frozenset(("accept", "drop", "reject"))
-_WATCHING = frozenset(("log", "counter"))
 # What a rule may hold that is to settle what becomes of a part of traffic.
 _SETTLING = frozenset(("counter", "log", "accept", "drop", "reject"))
 _SETTLING_FIELDS = frozenset(("nfproto", "l4proto", "state"))
@@ -43,9 +41,10 @@ def _rewrite(work: Work, entry: Entry, asked_for: list[Asked]) -> None:
         decided = work.decided.get(entry.place, frozenset())
         chosen = select(kinds, asked.states, decided, asked.verdict == "accept", tests)
         tails += _tails(work, entry, asked, chosen, tests)
-        reasons.append(_reason(asked, chosen))
-        widens += [told] if (told := _widening(asked, chosen)) else []
-        for text in (_counted(asked, chosen), _lost(asked, chosen)):
+        behind = fates(work.ruleset, entry, asked.after[-1], work.behind) if asked.after else frozenset()
+        reasons.append(reason(asked, chosen, behind))
+        widens += [told] if (told := widening(asked, chosen)) else []
+        for text in (counted(asked, chosen), lost(asked, chosen, behind)):
             if text:
                 work.note(entry, text)
         if "UNTRACKED" in asked.states or not work.exempt or entry.place in work.exempt_ended:
@@ -66,21 +65,15 @@ def _tails(
     if unclear:
         raise CannotBeSaidError(*_unclear(unclear))
     pieces = chosen.pieces or ()
-    counted = len(pieces) > 1 and asked.verdict != "return" and any(_counts(statement) for statement in asked.after)
+    counted = len(pieces) > 1 and asked.verdict != "return" and any(counts(statement) for statement in asked.after)
     if chosen.pieces is not None and not exempt and not counted:
-        after = asked.after if len(pieces) == 1 else tuple(_from_zero(statement) for statement in asked.after)
+        after = asked.after if len(pieces) == 1 else tuple(from_zero(statement) for statement in asked.after)
         found = [(*piece.matches, *after) for piece in pieces]
     else:
         found = _own_chain(work, entry, asked, chosen, exempt)
     if "UNTRACKED" in asked.states and not any(not piece.matches for piece in pieces):
         found += [(*matches, *asked.after) for matches in _untracked(work, entry, asked, tests)]
     return found
-
-
-def _from_zero(statement: Statement) -> Statement:
-    """A counter that several rules now have begins anew in each."""
-    anonymous = isinstance(statement.get("counter"), dict)
-    return {"counter": {**statement["counter"], "packets": 0, "bytes": 0}} if anonymous else statement
 
 
 def _own_chain(
@@ -135,12 +128,6 @@ def _joined(
     return tuple(found)
 
 
-def _counts(statement: Statement) -> bool:
-    """Whether it keeps a count of its own, that several rules would keep several times."""
-    kind, body = next(iter(statement.items()))
-    return kind == "meter" or (kind in ("limit", "quota") and isinstance(body, dict)) or "'mode': 'inc'" in str(body)
-
-
 # --- exemptions ------------------------------------------------------------------------
 
 
@@ -153,18 +140,18 @@ def _around(
     """
     if entry.place in work.exempt_ended or "UNTRACKED" in asked.states:
         return []
-    if not chosen.matched or (asked.verdict or "log") in _WATCHING:
+    if not chosen.matched or (asked.verdict or "log") in WATCHING:
         return []
     if asked.verdict == "accept" and asked.states <= {"ESTABLISHED", "RELATED"}:
         return []
     if asked.verdict != "accept" and all(kind.part.state == "INVALID" for kind in chosen.matched):
         return []  # segments that no connection needs
-    return [one for one in seen_by(work.exempt, work.bases(entry), entry.table) if may_meet(tests, one.tests)]
+    return [one for one in work.exemptions_for(entry) if may_meet(tests, one.tests)]
 
 
 def _untracked(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) -> Iterable[tuple[Statement, ...]]:
     """The matches that stand for UNTRACKED: one for each exemption that a ``notrack`` grants."""
-    for one in seen_by(work.exempt, work.bases(entry), entry.table):
+    for one in work.exemptions_for(entry):
         if one.matches is None:
             raise CannotBeSaidError(*_unclear(one))
         if may_meet(tests, one.tests):
@@ -206,56 +193,3 @@ def settle(work: Work, entry: Entry, asked: Asked, tests: tuple[Test, ...]) -> N
         if kind.part.state in asked.states and (kind.family or not one_family) and (kind.protocol or any_protocol)
     )
     work.decided[entry.place] = work.decided.get(entry.place, frozenset()) | ended
-
-
-def _reason(asked: Asked, chosen: Selection) -> str:
-    names = ",".join(state for state in STATES if state in asked.states) or "no state"
-    gone = _lost(asked, chosen)
-    meaning = described([kind.part for kind in chosen.chosen])
-    meaning = meaning or "no packet that gets here can stand for it, so the rule never matches"
-    return f"{names}: {meaning}" + (f" ({gone})" if gone else "")
-
-
-_VERBS = {"accept": ("accepted", "not accepted"), "return": ("sent back", "not sent back"),
-          "drop": ("refused", "not refused here"), "reject": ("refused", "not refused here")}
-
-
-def _widening(asked: Asked, chosen: Selection) -> str | None:
-    """Which packets of no connection the rule lets in now, or does not stop any more."""
-    if (asked.verdict or "log") in _WATCHING:
-        return None
-    refuses, accepts = asked.verdict in ("drop", "reject"), asked.verdict == "accept"
-    gained = [] if refuses else [kind for kind in chosen.matched if not kind.part.stray <= asked.states]
-    missed = [] if accepts else [kind for kind in chosen.missed if kind.part.stray & asked.states]
-    target = statement_text(asked.after[-1])
-    verbs = _VERBS.get(asked.verdict, (f"sent to {target!r}", f"not sent to {target!r}"))
-    told = [
-        f"{described([kind.part for kind in kinds])} that belong to no connection are {verb}"
-        for kinds, verb in zip((gained, missed), verbs) if kinds
-    ]
-    return "; ".join(told) or None
-
-
-def _lost(asked: Asked, chosen: Selection) -> str | None:
-    """Which replies came through and do not any more (CONTRACT.md, G2)."""
-    refuses = asked.verdict in ("drop", "reject")
-    if refuses and "NEW" in asked.states and UDP_REST in {kind.part for kind in chosen.matched}:
-        return "UDP replies that it refuses cannot be told from requests (name their ports in flows.outbound)"
-    if refuses and "NEW" not in asked.states and any(kind.part.reply for kind in chosen.matched):
-        return "UDP requests from the ports that it refuses as replies cannot be told from replies"
-    if asked.verdict != "accept" or "ESTABLISHED" not in asked.states:
-        return None
-    parts = {kind.part for kind in chosen.missed}
-    found = ["other UDP replies (name their ports in flows.outbound)"] if UDP_REST in parts else []
-    found += ["replies of protocols other than TCP, UDP and ICMP"] if OTHER in parts else []
-    return f"not let through any more: {', '.join(found)}" if found else None
-
-
-def _counted(asked: Asked, chosen: Selection) -> str | None:
-    """Where a limit on new flows becomes one on packets: no datagram is known as its flow's first."""
-    counting = [s for s in asked.before + asked.after if next(iter(s)) in ("limit", "quota", "meter", "set")]
-    each = [k.part for k in chosen.matched if k.part.group != "tcp" and k.part.state == "NEW" and not k.part.rare]
-    if not counting or not each or "NEW" not in asked.states or "ESTABLISHED" in asked.states:
-        return None
-    return (f"{next(iter(counting[0]))} counts each of these from now on, not only the first of a flow: "
-            f"{described(each)}")

@@ -70,13 +70,13 @@ def seen_by(
     """
     hooks = {base.hook for base in bases}
     ways = [raw for raw, seen in _SEEN.items() if seen & hooks or not hooks]
-    every: list[Exemption] = []
+    granted_by = {raw: frozenset(repr(one.matches) for one in found.get(raw, ())) for raw in ways}
+    every: dict[tuple[str, tuple[str, str]], Exemption] = {}
     for one in (one for raw in ways for one in found.get(raw, ()) if _families_meet(one, table[0])):
-        granted = all(any(one.matches == other.matches for other in found.get(raw, ())) for raw in ways)
+        granted = all(repr(one.matches) in granted_by[raw] for raw in ways)
         usable = granted and not (one.named and one.table != table)
-        kept = one if usable else replace(one, matches=None)
-        every += [kept] if kept not in every else []
-    return tuple(every)
+        every.setdefault((one.rule, one.table), one if usable else replace(one, matches=None))
+    return tuple(every.values())
 
 
 def _families_meet(exemption: Exemption, family: str) -> bool:

@@ -24,6 +24,8 @@ ICMP6_NAMES = {
 }
 ICMP4_NAMES = {**ICMP_NAMES["ipv4"], "info-request": 15, "info-reply": 16}
 WITH_PORTS = (6, 17, 33, 132, 136)
+# A set of more elements is not read: it may hold whatever its field can be.
+MOST_ELEMENTS = 4096
 LAST = {"nfproto": 255, "l4proto": 255, "flags": 255, "icmp": 255, "icmpv6": 255, "sport": 65535, "dport": 65535,
         "ip saddr": 2**32 - 1, "ip daddr": 2**32 - 1, "ip6 saddr": 2**128 - 1, "ip6 daddr": 2**128 - 1}
 
@@ -91,6 +93,8 @@ def values_of(field: str, value: Json) -> Ranges | None:
     if isinstance(value, dict) and len(value) == 1:
         kind, body = next(iter(value.items()))
         if kind == "set":
+            if isinstance(body, list) and len(body) > MOST_ELEMENTS:
+                return None
             parts = [values_of(field, item) for item in (body if isinstance(body, list) else [body])]
             found: list[tuple[int, int]] = []
             for part in parts:
@@ -129,11 +133,23 @@ def _number(field: str, value: Json) -> int | None:
 
 
 def _prefix(field: str, text: str) -> Ranges | None:
+    if field in ("ip saddr", "ip daddr") and (quad := _dotted(text)) is not None:
+        return ((quad, quad),)
     try:
         network = (ipaddress.IPv4Network if field.startswith("ip ") else ipaddress.IPv6Network)(text, strict=False)
     except ValueError:
         return None
     return ((int(network.network_address), int(network.broadcast_address)),) if field in LAST else None
+
+
+def _dotted(text: str) -> int | None:
+    """A plain IPv4 address as a number, many times faster than ipaddress reads it."""
+    parts = text.split(".")
+    digits = text.isascii() and len(parts) == 4 and all(part.isdigit() and len(part) < 4 for part in parts)
+    numbers = [int(part) for part in parts] if digits else []
+    if not digits or max(numbers) > 255 or any(part[0] == "0" and part != "0" for part in parts):
+        return None  # ipaddress knows what else there is, or that it is nothing
+    return numbers[0] << 24 | numbers[1] << 16 | numbers[2] << 8 | numbers[3]
 
 
 def flag_bits(value: Json) -> int | None:

@@ -5,6 +5,7 @@ What we do not know is written as compact JSON, so no text ever hides a differen
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Callable
@@ -14,6 +15,8 @@ from .nft_ruleset import Entry, Json
 _BARE_META = frozenset(("iif", "oif", "iifname", "oifname", "iiftype", "oiftype", "iifgroup", "oifgroup"))
 _QUOTED = frozenset(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind", "sdif",
                      "sdifname"))
+# Longer sets are shown by their first elements.
+_MOST_SHOWN, _FIRST_SHOWN = 64, 16
 _BITS = frozenset(("|", "&", "^", "<<", ">>"))
 _FLAGGED = frozenset(("flags", "state", "status"))
 
@@ -111,7 +114,13 @@ def _ct(body: Json) -> str:
 
 
 def _set(body: Json) -> str:
-    return f"{{ {', '.join(_member(item) for item in body)} }}" if isinstance(body, list) else _member(body)
+    if not isinstance(body, list):
+        return _member(body)
+    shown = [_member(item) for item in body[:_MOST_SHOWN]]
+    if len(body) > _MOST_SHOWN:  # the digest tells two such sets apart
+        digest = hashlib.sha256(_raw(body).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        shown[_FIRST_SHOWN:] = [f"... {len(body) - _FIRST_SHOWN} more ({digest})"]
+    return f"{{ {', '.join(shown)} }}"
 
 
 def _member(item: Json) -> str:
@@ -165,6 +174,7 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
     "sctp chunk": _fields("sctp chunk"),
     "fib": lambda b: " ".join(["fib", " . ".join(_listed(b["flags"])), b["result"]]),
     "rt": lambda b: " ".join(["rt", *([b["family"]] if "family" in b else []), b["key"]]),
+    "ipsec": lambda b: f"ipsec {b['dir']} {b['key']}",
     "socket": lambda b: f"socket {b['key']}",
     "osf": lambda b: f"osf {b['key']}",
     "numgen": _hash("numgen"),
@@ -266,6 +276,17 @@ def _queue(body: Json) -> str:
     return " ".join(words + (["to", expression_text(body["num"])] if body and "num" in body else []))
 
 
+def _synproxy(body: Json) -> str:
+    if isinstance(body, str):
+        return f"synproxy name {_quoted(body)}"
+    words = [f"{key} {body[key]}" for key in ("mss", "wscale") if key in (body or {})]
+    return " ".join(["synproxy", *words, *_listed((body or {}).get("flags", []))])
+
+
+def _device(body: Json) -> list[str]:
+    return ["device", expression_text(body["dev"])] if "dev" in body else []
+
+
 def _last(word: str) -> Callable[[Json], str]:
     return lambda body: f"{word} {_quoted(body)}"
 
@@ -297,4 +318,9 @@ _STATEMENTS: Mapping[str, Callable[[Json], str]] = {
     "redirect": _nat("redirect"),
     "flow": lambda b: f"flow {b['op']} {b['flowtable']}",
     "queue": _queue,
+    "xt": lambda b: f"xt {b['type']} {b['name']}",
+    "synproxy": _synproxy,
+    "dup": lambda b: " ".join(["dup to", expression_text(b["addr"]), *_device(b)]),
+    "fwd": lambda b: " ".join(["fwd to", *([expression_text(b["addr"])] if "addr" in b else []), *_device(b)]),
+    "reset": lambda b: f"reset {expression_text(b)}",
 }

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from .nft_fates import behind
 from .nft_kinds import Kind, Statement
 from .nft_replies import FamilyReply
 from .nft_ruleset import Base, Entry, NftRuleSet, Place, made
-from .nft_untracked import Exemption
+from .nft_untracked import Exemption, seen_by
 from .nft_words import object_text, statements_text
+from .outcome import MOST_LINES, Change, Policy, RuleBlocker
 from .own_chains import CHAIN_PREFIX
-from .stateless import Change, Policy, RuleBlocker
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+# Rules times the UDP replies and exemptions that each has to do with; this many take some seconds.
+MOST_EFFORT = 300_000
 _SEES = {"prerouting": ("input", "forward"), "postrouting": ("output", "forward")}
 
 
@@ -54,8 +57,13 @@ class Work:
     new_chains: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     new_rules: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
     numbers: dict[tuple[str, str], int] = field(default_factory=dict)
+    seen: dict[tuple[str, ...], tuple[FamilyReply, ...]] = field(default_factory=dict)
+    effort: int = 0
+
+    exempt_seen: dict[tuple[tuple[Base, ...], tuple[str, str]], tuple[Exemption, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.behind = behind(self.ruleset)
         self.taken = frozenset(entry.place for entry in self.ruleset.of_kind("chain"))
 
     def bases(self, entry: Entry) -> tuple[Base, ...]:
@@ -66,7 +74,24 @@ class Work:
         """The UDP replies that *entry*'s chain sees; a chain reached from nowhere may see all."""
         hooks = [base.hook for base in self.bases(entry)] or list(HOOKS)
         names = dict.fromkeys(name for hook in hooks for name in _SEES.get(hook, (hook,)))
-        return tuple(dict.fromkeys(reply for name in names for reply in self.replies.get(name, ())))
+        key = tuple(names)
+        if key not in self.seen:
+            self.seen[key] = tuple(dict.fromkeys(reply for name in names for reply in self.replies.get(name, ())))
+        self.effort += len(self.seen[key])
+        return self.seen[key]
+
+    def exemptions_for(self, entry: Entry) -> tuple[Exemption, ...]:
+        """What the packets that *entry*'s chain sees may be exempt by."""
+        key = self.bases(entry), entry.table
+        if key not in self.exempt_seen:
+            self.exempt_seen[key] = seen_by(self.exempt, *key)
+        self.effort += len(self.exempt_seen[key])
+        return self.exempt_seen[key]
+
+    @property
+    def too_much(self) -> bool:
+        """Whether a hostile rule-set, many states times many UDP ports or exemptions, grows beyond all use."""
+        return len(self.entries) > MOST_LINES or self.effort > MOST_EFFORT
 
     def block(self, entry: Entry, reason: str, remedy: str) -> None:
         """Note that *entry* cannot be made stateless."""
@@ -119,3 +144,15 @@ class Work:
             self.entries[last + 1 : last + 1] = self.new_rules[table]
         self.new_chains.clear()
         self.new_rules.clear()
+
+
+def from_zero(statement: Statement) -> Statement:
+    """A counter that several rules now have begins anew in each."""
+    anonymous = isinstance(statement.get("counter"), dict)
+    return {"counter": {**statement["counter"], "packets": 0, "bytes": 0}} if anonymous else statement
+
+
+def counts(statement: Statement) -> bool:
+    """Whether it keeps a count of its own, that several rules would keep several times."""
+    kind, body = next(iter(statement.items()))
+    return kind == "meter" or (kind in ("limit", "quota") and isinstance(body, dict)) or "'mode': 'inc'" in str(body)

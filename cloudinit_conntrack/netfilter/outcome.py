@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from .replies import DEFAULT_OUTBOUND, Ports, UdpFlow
 from .ruleset import RuleSet
 
+# What a hostile rule-set may grow to.
+MOST_LINES = 500_000
+
 
 @dataclass(frozen=True)
 class Policy:

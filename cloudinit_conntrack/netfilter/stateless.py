@@ -17,7 +17,7 @@ from .collecting import without_collector
 from .commands import NUMBERED, SAVE_FIRST, may_be_undone, shifted, unfit_for_rewrite
 from .iptables import chain_of, parse_rule
 from .leaving import leaves
-from .outcome import Change, Policy, Rewritten, RuleBlocker
+from .outcome import MOST_LINES, Change, Policy, Rewritten, RuleBlocker
 from .own_chains import OwnChains
 from .parts import rare_errors
 from .replies import Reply, replies_by_hook, replies_seen
@@ -27,7 +27,6 @@ from .untracked import Exemption, exemptions, may_meet, merged, seen_by
 __all__ = ["Change", "Policy", "Rewritten", "RuleBlocker", "make_stateless"]
 
 USUAL = Policy()
-MOST_LINES = 500_000
 MOST_EFFORT = 2_000_000
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudinit_conntrack.netfilter import nft_stateful
+from cloudinit_conntrack.errors import RulesSyntaxError
+from cloudinit_conntrack.netfilter import nft_stateful, nft_work
 from cloudinit_conntrack.netfilter.nft_ruleset import format_nft, parse_nft
 from cloudinit_conntrack.netfilter.nft_stateless import make_stateless_nft
 from cloudinit_conntrack.netfilter.nft_work import NftRewritten
+from cloudinit_conntrack.netfilter.stated import stated_nft
 from cloudinit_conntrack.netfilter.stateless import Policy
 
 Json = Any
@@ -120,7 +123,7 @@ def state(op: str, right: Json, left: Json = None) -> list[Json]:
         state("==", "nonsense"), state("==", True), state("==", {"set": ["nonsense"]}), state("!", {"set": ["new"]}),
         state("==", {"set": [{"elem": {"val": "new", "counter": {"packets": 1, "bytes": 1}}}]}),
         state("==", 0, {"|": [{"ct": {"key": "state"}}, 2]}), state("==", 0, {"&": [{"ct": {"key": "state"}}, "x"]}),
-        state("==", {"set": [{"concat": ["new", 22]}]}, {"concat": [{"ct": {"key": "state"}}, L4PROTO]}),
+        state("!=", {"set": [{"concat": ["new", 22]}]}, {"concat": [{"ct": {"key": "state"}}, L4PROTO]}),
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": "@unknown"}}],
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["nonsense", ACCEPT]]}}}],
         [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["new", "accept"]]}}}],
@@ -239,3 +242,82 @@ def test_no_expression_is_more_than_a_blocker(exprs: list[list[Json]], element: 
     text = text_of(*exprs, objects=(named,))
     done = rewritten(text)
     assert format_nft(parse_nft(format_nft(done.ruleset))) == format_nft(done.ruleset)
+
+
+def test_unknown_words_are_found_wherever_a_rule_has_them() -> None:
+    odd = {"odd": {"key": 1}}
+    key = {"meta": {"key": "mark"}}
+    for expr in (
+        [{"mangle": {"key": key, "value": {"jhash": {"mod": 2, "expr": odd}}}}],
+        [{"set": {"op": "add", "elem": {"elem": {"val": {"concat": [key, odd]}}}, "set": "@s"}}],
+        [{"set": {"op": "add", "elem": key, "set": "@s", "stmt": [{"odd": None}]}}],
+        [{"vmap": {"key": {"map": {"key": odd, "data": "@m"}}, "data": "@v"}}],
+        [{"meter": {"name": "m", "key": odd, "stmt": {"counter": None}}}],
+        [{"dup": {"addr": odd}}],
+    ):
+        done = rewritten(text_of(expr))
+        assert [note.partition(":")[2] for note in done.notes if "unknown expression 'odd'" in note], expr
+
+
+def test_an_extension_of_iptables_is_known_unknown_or_without_a_name() -> None:
+    def notes(name: object) -> tuple[str, ...]:
+        return rewritten(text_of([{"xt": {"type": "match", "name": name}}, ACCEPT])).notes
+
+    assert not any("unknown" in note for note in notes("tcp"))
+    assert any("unknown expression 'xt brand-new'" in note for note in notes("brand-new"))
+    for nameless in (None, {}, {"type": "match", "name": None}):
+        done = rewritten(text_of([{"xt": nameless}, ACCEPT]))
+        assert [b.reason for b in done.blockers] == [
+            "it uses an iptables extension that this nft does not name, and its table is iptables-nft's"
+        ]
+
+
+# --- a list that is not whole, or far too large ------------------------------------------
+
+
+def test_what_is_not_declared_is_an_error_with_its_place() -> None:
+    table = {"table": {"family": "inet", "name": "t"}}
+    chain = {"chain": {"family": "inet", "table": "t", "name": "c"}}
+    rule = {"rule": {"family": "inet", "table": "t", "chain": "c", "expr": [NEW, ACCEPT]}}
+    jump = {"rule": {"family": "inet", "table": "t", "chain": "c", "expr": [NEW, {"jump": {"target": "u"}}]}}
+    for items, said in (
+        ([rule], "in: object 1: rule in, or to, the table inet t, which is not declared"),
+        ([chain], "in: object 1: chain in, or to, the table inet t"),
+        ([table, rule], "in: object 2: rule in, or to, the chain inet t c"),
+        ([table, chain, rule, jump], "in: object 4: rule in, or to, the chain inet t u"),
+    ):
+        with pytest.raises(RulesSyntaxError) as caught:
+            rewritten(json.dumps({"nftables": items}))
+        assert said in str(caught.value)
+
+
+def test_large_sets_are_answered_in_bounded_time() -> None:
+    addresses = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(0, 60_000, 2)]
+    source = {"payload": {"protocol": "ip", "field": "saddr"}}
+    state = {"ct": {"key": "state"}}
+    for expr in (
+        [NEW, {"match": {"op": "==", "left": source, "right": {"set": addresses}}}, ACCEPT],
+        [NEW, {"vmap": {"key": source, "data": {"set": [[address, ACCEPT] for address in addresses]}}}],
+        [{"match": {"op": "==", "left": {"concat": [state, source]},
+                    "right": {"set": [{"concat": ["new", address]} for address in addresses]}}}, ACCEPT],
+    ):  # fmt: skip
+        text = text_of(expr)
+        done = rewritten(text)
+        assert not done.blockers and all(len(change.rule) < 3000 for change in done.changes)
+        started = time.process_time()
+        stated_nft(parse_nft(text), done.ruleset)
+        assert time.process_time() - started < 20
+
+
+def test_many_states_times_many_ports_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nft_work, "MOST_EFFORT", 5_000)
+
+    def ask(port: int) -> list[Json]:
+        left = {"payload": {"protocol": "udp", "field": "dport"}}
+        return [{"match": {"op": "==", "left": left, "right": port}}, ACCEPT]
+
+    known = [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}}, ACCEPT]
+    forward = {"type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}
+    text = text_of(*(ask(port) for port in range(1, 101)), *(known for _ in range(200)), base=forward)
+    blockers = rewritten(text).blockers
+    assert [b.reason for b in blockers] == ["so many states times so many UDP ports or exemptions make too many rules"]

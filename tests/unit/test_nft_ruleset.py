@@ -89,6 +89,7 @@ def test_a_file_made_for_nft_f() -> None:
         ('{"nftables": [RULE[{"jump": {"target": 5}}]}}]}',
          "jump: target is no text"),
         ('{"nftables": [{"counter": {"bytes": NaN}}]}', "NaN is no JSON number"),
+        ('{"nftables": [{"counter": {"bytes": 1e999}}]}', "1e999 is no usable number"),
         ('{"nftables": [{"counter": {"x": "\\ud800"}}]}', "no UTF-8"),
         ('{"nftables": [{"counter": {"x": "\udc80"}}]}', "no UTF-8"),
         ('{"nftables": [{"counter": {"x": "\\u0000"}}]}', "NUL byte"),
