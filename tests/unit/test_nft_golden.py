@@ -3,7 +3,7 @@
 ``in.nft`` is what we wrote, ``in.json`` what ``nft -j list ruleset`` makes of it, ``out.nft`` what
 the real nft lists after it has loaded our result.
 
-``python3 tests/unit/test_nft_golden.py`` writes what is expected anew, to be read in the diff.
+``PYTHONPATH=. .venv/bin/python tests/unit/test_nft_golden.py`` writes what is expected anew, to be read in the diff.
 """
 
 from __future__ import annotations
