@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .nft_effects import WATCHING, counted, lost, reason, widening
-from .nft_fates import fates
-from .nft_kinds import FAMILIES, Statement, kinds_for
+from .nft_fates import ACCEPTS, GOES_ON, fates
+from .nft_kinds import FAMILIES, Kind, Statement, kinds_for
 from .nft_match import Test, field_ranges, narrowed, tests_of
 from .nft_questions import Asked, CannotBeSaidError, questions
 from .nft_ruleset import Entry
@@ -38,10 +38,12 @@ def _rewrite(work: Work, entry: Entry, asked_for: list[Asked]) -> None:
         # what may come in uninvited may come in invited: then no reply needs to be told apart
         invited = asked.verdict == "accept" and "NEW" in asked.states
         kinds = kinds_for(FAMILIES[entry.family], tests, () if invited else work.replies_for(entry))
+        behind = fates(work.ruleset, entry, asked.after[-1], work.behind) if asked.after else frozenset()
         decided = work.decided.get(entry.place, frozenset())
+        if "RELATED" in asked.states and asked.verdict != "accept" and behind & {ACCEPTS, GOES_ON}:
+            decided |= _rare_errors(kinds)  # a chain that accepts is as careful with them as an accept
         chosen = select(kinds, asked.states, decided, asked.verdict == "accept", tests)
         tails += _tails(work, entry, asked, chosen, tests)
-        behind = fates(work.ruleset, entry, asked.after[-1], work.behind) if asked.after else frozenset()
         reasons.append(reason(asked, chosen, behind))
         widens += [told] if (told := widening(asked, chosen)) else []
         for text in (counted(asked, chosen), lost(asked, chosen, behind)):
@@ -51,6 +53,11 @@ def _rewrite(work: Work, entry: Entry, asked_for: list[Asked]) -> None:
             settle(work, entry, asked, tests)  # an exempt packet has passed by, whatever its part
     rules = _whole(work, entry, asked_for, tails)
     work.replaced(entry, rules, "; ".join(reasons), "; ".join(widens) or None)
+
+
+def _rare_errors(kinds: Iterable[Kind]) -> frozenset[Kind]:
+    """Source quench and redirects: errors that nobody needs, and that no rule accepts for being RELATED."""
+    return frozenset(kind for kind in kinds if kind.part.rare and kind.part.state == "RELATED")
 
 
 # --- writing it ------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def _choice(work: _Work, line: Line, states: frozenset[str]) -> _Choice:
     replies = _replies_for(work, line)
     # an inserted rule stands before those that settled something
     decided = work.decided.get((line.table, line.chain), frozenset()) if rule.command == "-A" else frozenset()
-    if rule.target != "ACCEPT" and work.own.ways(line.table).may_accept(rule.target):
+    if "RELATED" in states and rule.target != "ACCEPT" and work.own.ways(line.table).may_accept(rule.target):
         decided |= rare_errors(work.ruleset.family)  # a chain that accepts is as careful with them as an ACCEPT
     by_shape = selection.alike(rule, states, bool(replies)) and not leaves(rule)  # those look at the chain too
     shape = selection.shape(rule) if by_shape else None

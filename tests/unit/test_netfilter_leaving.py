@@ -143,3 +143,15 @@ def test_the_kernel_keeps_the_listed_ports(backend: str) -> None:
     assert loaded.code == 0, loaded.error
     written = [line for line in ours.splitlines() if line.startswith("-A U1")]
     assert [line for line in loaded.saved.splitlines() if line.startswith("-A U1")] == written and len(written) > 20
+
+
+@pytest.mark.parametrize("states", ["NEW", "RELATED,ESTABLISHED", "NEW,RELATED"])
+def test_no_chain_lets_redirects_in(states: str) -> None:
+    """Neither for being RELATED, nor because they went along with what is NEW."""
+    text = "\n".join((
+        "*filter", ":INPUT DROP [0:0]", ":svc - [0:0]", f"-A INPUT -m state --state {states} -j svc",
+        "-A svc -j ACCEPT", "COMMIT", "",
+    ))
+    before = parse_ruleset(text, "ipv4")
+    found = compare(before, make_stateless(before).ruleset)
+    assert not [told for told in found.widened if "redirects" in told.packets]
