@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help prepare demo test check netns cloudinit guest bench clean
+.PHONY: help prepare demo test check upstream netns cloudinit guest bench clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: prepare ## everything that CI runs
 
 check: prepare ## linters and unit tests
 	$(PYTEST) tests/unit
+
+upstream: prepare ## iptables' own test rules as judge of the language
+	$(PYTEST) tests/upstream
 
 netns: prepare ## real rules and packets in network namespaces
 	$(PYTEST) tests/netns
