@@ -69,6 +69,63 @@ class LoadRules:
 
 
 @dataclass(frozen=True)
+class NativeImage:
+    """Native nftables tables, whole.
+
+    *rules* is their JSON, as it is to be loaded; *listing* the JSON in which nft lists them
+    and *text* what ``nft list ruleset`` prints of them, both empty until nft has been asked.
+    """
+
+    rules: str
+    listing: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class LoadNative:
+    """Make the native tables of *after* of those of *before*, in one transaction of nf_tables.
+
+    Both hold the tables that differ.  Only rules and chains that differ are touched: sets
+    keep what they learned meanwhile, rules their counters.
+    """
+
+    before: NativeImage
+    after: NativeImage
+    reason: str
+
+    id = "rules:native"
+    where = "live rules, native nftables"
+    verb = "load"
+
+
+@dataclass(frozen=True)
+class RewriteNative:
+    """Rewrite a saved file of nft's language, in words that only nft itself can find.
+
+    Before anything is done it becomes a :class:`WriteFile`: *text* is loaded in a network
+    namespace of its own, changed there to *after* (JSON; ``None``: to what planning says of
+    the rules then), and what nft prints is the file's new content.  *note* goes into its head.
+    """
+
+    path: str
+    before: FileImage
+    text: str
+    after: str | None
+    reason: str
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"file:{self.path}"
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    verb = "rewrite"
+
+
+@dataclass(frozen=True)
 class UnloadModule:
     """Unload a module; *parameters* and *sysctls* are set again when it is loaded back."""
 
@@ -127,7 +184,11 @@ class DeleteEntries:
 
 @dataclass(frozen=True)
 class ProveLoading:
-    """Load a saved rule-set in a network namespace of its own and see that conntrack stays away."""
+    """Load a saved rule-set in a network namespace of its own and see that conntrack stays away.
+
+    With *family* ``native`` it is a file of nft's language, and *text* is empty: what lies at
+    *path* by then is loaded, with all that it includes.
+    """
 
     path: str
     family: str
@@ -145,13 +206,15 @@ class ProveLoading:
     verb = "prove the loading of"
 
 
-Action = Union[WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading]
+Action = Union[WriteFile, LoadRules, LoadNative, RewriteNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading]
 
 
 def inverse(action: Action) -> Action | None:
     """The action that undoes *action*; ``None`` where nothing needs to be undone."""
     reason = f"undo: {action.reason}"
     if isinstance(action, WriteFile):
+        return replace(action, before=action.after, after=action.before, reason=reason)
+    if isinstance(action, LoadNative):
         return replace(action, before=action.after, after=action.before, reason=reason)
     if isinstance(action, LoadRules):
         return replace(action, before=action.after, after=action.before, reason=reason,
@@ -165,7 +228,11 @@ def inverse(action: Action) -> Action | None:
 
 # --- the journal's form ----------------------------------------------------------------
 
-_CLASSES = {c.__name__: c for c in (WriteFile, LoadRules, UnloadModule, LoadModule, DeleteEntries, ProveLoading)}
+# RewriteNative is none of them: what is written down is the WriteFile that it became.
+_CLASSES = {
+    c.__name__: c
+    for c in (WriteFile, LoadRules, LoadNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading)
+}
 
 
 def to_json(action: Action) -> dict[str, Any]:
@@ -173,7 +240,11 @@ def to_json(action: Action) -> dict[str, Any]:
     found: dict[str, Any] = {"action": type(action).__name__}
     for name in action.__dataclass_fields__:
         value = getattr(action, name)
-        found[name] = _image_to_json(value) if isinstance(value, FileImage) else value
+        if isinstance(value, FileImage):
+            value = _image_to_json(value)
+        elif isinstance(value, NativeImage):
+            value = vars(value)
+        found[name] = value
     return found
 
 
@@ -184,6 +255,8 @@ def from_json(value: Mapping[str, Any]) -> Action:
     for name, item in fields.items():
         if name in ("before", "after") and kind is WriteFile:
             fields[name] = None if item is None else _image_from_json(item)
+        elif name in ("before", "after") and kind is LoadNative:
+            fields[name] = NativeImage(**{key: str(text) for key, text in item.items()})
         elif isinstance(item, list):
             fields[name] = tuple(tuple(x) if isinstance(x, list) else x for x in item)
     made: Action = kind(**fields)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
+from .netfilter.nft_difference import passing
+from .netfilter.nft_kinds import NFPROTO
+from .netfilter.nft_match import Test
+from .netfilter.nft_ruleset import NftRuleSet
 from .netfilter.parts import FLAG_BITS
 from .netfilter.reach import Packet, syn, verdicts
 from .netfilter.ruleset import RuleSet
@@ -44,3 +48,44 @@ def _packets(port: int) -> list[tuple[str, Packet, str]]:
 def is_closed(ruleset: RuleSet, port: int) -> bool:
     """Whether no handshake from outside can reach TCP *port*."""
     return "ACCEPT" not in verdicts(ruleset, "INPUT", syn(port))
+
+
+# --- native nftables -------------------------------------------------------------------
+
+
+def closed_native_ports(
+    before: NftRuleSet, after: NftRuleSet, ports: tuple[int, ...], untracked: Mapping[str, Container[int]]
+) -> list[tuple[int, str]]:
+    """The same for native rules, through every base chain on the way; *untracked* for each family.
+
+    A port is named once, for whichever family.
+
+    ValueError where the rules cannot be compared (see :func:`~.netfilter.stated.stated_nft`).
+    """
+    found: dict[int, str] = {}
+    for family in NFPROTO:
+        asked = [(port, *packet) for port in ports for packet in _packets(port)]
+        old = passing(before, family, [(path, _tests(path, packet)) for _, path, packet, _ in asked])
+        now = [replace(p, state="UNTRACKED") if port in untracked[family] else p for port, _, p, _ in asked]
+        new = passing(after, family, [(path, _tests(path, packet)) for (_, path, _, _), packet in zip(asked, now)])
+        for (port, _, _, what), (was_some, was_all), (is_some, is_all) in zip(asked, old, new):
+            if was_some and (not is_some or (was_all and not is_all)):
+                told = f"the new rules would refuse {what} TCP port {port} over {family}, which must stay reachable"
+                found.setdefault(port, told)
+    return list(found.items())
+
+
+def is_closed_native(ruleset: NftRuleSet, port: int) -> bool:
+    """Whether no handshake from outside can reach TCP *port* over either family."""
+    asked = [("INPUT", _tests("INPUT", syn(port)))]
+    return not any(passing(ruleset, family, asked)[0][0] for family in NFPROTO)
+
+
+def _tests(path: str, packet: Packet) -> tuple[Test, ...]:
+    """*packet* as what native rules ask of it; it does not come over loopback."""
+    found = [Test("l4proto", ((6, 6),)), Test("flags", ((packet.flags, packet.flags),)),
+             Test("state", names=(packet.state,)),
+             Test("in" if path == "INPUT" else "out", names=("lo",), negated=True)]
+    for field, port in (("sport", packet.sport), ("dport", packet.dport)):
+        found += [Test(field, ((port, port),))] if port is not None else []
+    return tuple(found)

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from .errors import ConntrackError
 from .kmod import loaded_dependants
 from .netfilter.iptables import parse_ruleset
+from .netfilter.nft_ruleset import Entry, NftRuleSet, parse_nft
+from .netfilter.nft_stateful import dependencies_of
+from .netfilter.nft_tables import place_of
+from .netfilter.nft_words import object_text, statements_text
 from .netfilter.ruleset import Line
 from .netfilter.stateful import modules_of
 from .state import Kernel, LiveRules, State
@@ -91,7 +95,34 @@ def all_holders(state: State) -> tuple[Holder, ...]:
     for use in rule_uses(state.live):
         module_name = _loaded(kernel, use)
         found.append(Holder(f"rule:{use.where}", module_name, "rule", use.where, use.text, use.command))
+    found += _native_holders(state, kernel)
     return (*found, *foreign_holders(state), *_unaccounted(state, kernel))
+
+
+def _native_holders(state: State, kernel: Kernel) -> Iterator[Holder]:
+    """The objects of this host's native rules that use conntrack."""
+    ruleset, uses = _native_uses(state)
+    for entry, modules in uses:
+        where = f"nft, {place_of(ruleset, entry.index)}"
+        name = next((m for m in modules if kernel.module(m)), modules[0])
+        what = statements_text(entry) if entry.kind == "rule" else object_text(entry)
+        yield Holder(f"rule:{where}", name, "rule", where, what, _deletion(entry))
+
+
+def _native_uses(state: State) -> tuple[NftRuleSet, list[tuple[Entry, tuple[str, ...]]]]:
+    """The live native rules, and (object, module of each use) for what uses conntrack in them."""
+    if state.native is None:
+        return NftRuleSet("", ()), []
+    ruleset = parse_nft(state.native.listing, "nft -j list ruleset")
+    found = ((entry, dependencies_of(entry)) for entry in ruleset.entries)
+    return ruleset, [(entry, tuple(d.extension.modules[0] for d in uses)) for entry, uses in found if uses]
+
+
+def _deletion(entry: Entry) -> str:
+    """The command that deletes *entry*."""
+    if entry.kind == "rule":
+        return f"nft delete rule {' '.join(entry.place)} handle {entry.body.get('handle', '?')}"
+    return f"nft delete {entry.kind} {' '.join(entry.place)}"
 
 
 def _loaded(kernel: Kernel, use: RuleUse) -> str:
@@ -112,6 +143,12 @@ def foreign_holders(state: State) -> tuple[Holder, ...]:
                    "stop what owns the namespace, or make its rules stateless")
             for number, use in enumerate(uses, 1)
         ]
+        found += [
+            Holder(f"namespace:{namespace.inode}:native{number}", "nf_conntrack", "namespace",
+                   f"network namespace of {namespace.owner}: nft list ruleset", note,
+                   "stop what owns the namespace, or make its rules stateless")
+            for number, note in enumerate(namespace.native, 1)
+        ]
     return (*found, *_unseen(state.kernel))
 
 
@@ -119,6 +156,7 @@ def _unaccounted(state: State, kernel: Kernel) -> Iterator[Holder]:
     """Users that no rule accounts for: only told, since a rule that we cannot see may yet be one that goes."""
     rules = [*state.live, *(rules for namespace in state.namespaces for rules in namespace.rules)]
     known = Counter(_loaded(kernel, use) for use in rule_uses(rules))
+    known.update(module for _, modules in _native_uses(state)[1] for module in modules)
     for name in loaded_dependants(kernel.modules):
         module = kernel.module(name)
         left = module.other_users - known[name] if module else 0

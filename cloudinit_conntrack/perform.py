@@ -9,8 +9,18 @@ import ipaddress
 from dataclasses import replace
 from typing import Callable
 
-from . import kmod
-from .actions import Action, DeleteEntries, LoadModule, LoadRules, ProveLoading, UnloadModule, WriteFile
+from . import kmod, perform_native
+from .actions import (
+    Action,
+    DeleteEntries,
+    LoadModule,
+    LoadNative,
+    LoadRules,
+    ProveLoading,
+    RewriteNative,
+    UnloadModule,
+    WriteFile,
+)
 from .errors import HostError
 from .holders import all_holders
 from .host import entries, modules, observe, rules
@@ -30,6 +40,8 @@ def check(action: Action, root: Root) -> None:
     if isinstance(action, WriteFile):
         found = root.read_image(action.path)
         known = _same(found, action.before) or _same(found, action.after)
+    elif isinstance(action, LoadNative):
+        known = perform_native.is_as_planned(action)
     else:
         known = not isinstance(action, LoadRules) or _live_is(action, action.before, action.created, root)
     if not known:
@@ -53,6 +65,8 @@ def undo(action: Action, root: Root) -> tuple[str, ...]:
         return (f"{action.where}: left alone, {root.path} is not the running host",)
     if isinstance(action, LoadRules):
         return _rules_back(action, root)
+    if isinstance(action, LoadNative):
+        return perform_native.load_back(action)
     if isinstance(action, LoadModule):
         return _load(action, root)
     perform(action, root)
@@ -61,8 +75,7 @@ def undo(action: Action, root: Root) -> tuple[str, ...]:
 
 def loaded_modules(root: Root) -> tuple[str, ...]:
     """Names of the modules that are loaded now, as ``/proc/modules`` lists them."""
-    text = root.read_text("/proc/modules") if root.is_host else None
-    return tuple(m.name for m in kmod.parse_proc_modules(text or ""))
+    return tuple(module.name for module in modules.all_loaded(root))
 
 
 # --- files -----------------------------------------------------------------------------
@@ -175,19 +188,6 @@ def _load(action: LoadModule, root: Root) -> tuple[str, ...]:
     return modules.set_sysctls(action.sysctls, root)
 
 
-def unload_strays(before: tuple[str, ...], after: tuple[str, ...] | None, root: Root) -> None:
-    """Unload the netfilter modules that were not there *before* apply and were *after* it, if nothing uses them.
-
-    With *after* ``None``: whatever of them was not there before.  Best effort: an unused module does no harm.
-    """
-    for _ in range(64):
-        found = kmod.parse_proc_modules((root.read_text("/proc/modules") if root.is_host else "") or "")
-        strays = [m.name for m in found if m.refcount == 0 and m.name not in before
-                  and (after is None or m.name in after) and kmod.is_packet_filter_module(m.name)]
-        if not any([modules.unload(name, root) for name in strays]):
-            return
-
-
 def modules_of_tables(actions: tuple[Action, ...]) -> tuple[str, ...]:
     """The modules of the legacy tables that *actions* made: an empty table goes with its module only."""
     loads = [a for a in actions if isinstance(a, LoadRules) and a.backend == "legacy"]
@@ -210,8 +210,20 @@ def _is_of(entry: Entry, protocol: str, first: int, last: int, address: str) -> 
     return not address or ipaddress.ip_address(entry.dst) in ipaddress.ip_network(address)
 
 
+def _load_native(action: LoadNative, root: Root) -> None:
+    perform_native.load(action)
+
+
+def _unworded(action: RewriteNative, root: Root) -> None:
+    raise HostError("it has not been put into nft's words", action.path, "this is our defect: report it")
+
+
 def _prove(action: ProveLoading, root: Root) -> None:
-    problem = rules.load_in_private_namespace(action.text, action.family)
+    if action.family == "native":
+        perform_native.prove_file(action.path, root)
+        problem = None
+    else:
+        problem = rules.load_in_private_namespace(action.text, action.family)
     if problem:
         raise HostError(f"this saved rule-set does not load: {problem}", action.path, "mend the file and apply again")
     back = [name for name in loaded_modules(root) if name in kmod.ROOTS]
@@ -223,6 +235,8 @@ def _prove(action: ProveLoading, root: Root) -> None:
 _PERFORM: dict[type[object], Callable[..., object]] = {
     WriteFile: _write_file,
     LoadRules: _load_rules,
+    LoadNative: _load_native,
+    RewriteNative: _unworded,
     UnloadModule: _unload,
     LoadModule: _load,
     DeleteEntries: _delete_entries,

@@ -14,6 +14,8 @@ from .planning.draft import Draft, Item, Plan
 from .planning.flows import flows_left, rewrite_policy
 from .planning.haproxy import with_haproxy
 from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, unloading
+from .planning.native import plan_native
+from .planning.nativefiles import plan_native_file
 from .planning.rules import live_to_plan, plan_live, plan_saved
 from .state import State
 
@@ -44,6 +46,9 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     if desired.persist or state.kernel is None:
         for saved in state.saved:
             (plan_saved if saved.kind == "rules" else plan_module_list)(draft, saved)
+        for file in state.native_saved:
+            plan_native_file(draft, file)
+    plan_native(draft)  # rules that accept untracked packets come before those of iptables that stop the tracking
     for live in live_to_plan(desired, state):
         plan_live(draft, live)
     modules: list[Action] = []
@@ -64,6 +69,6 @@ def _unsupported(draft: Draft) -> None:
     for number, note in enumerate(draft.state.notes, 1):
         if note.startswith("native nftables"):
             draft.blockers.append(Item(f"nftables:{number}", "nft list ruleset", note,
-                                       "this release rewrites iptables rules; make them stateless by hand first"))
+                                       "make them readable to us, or stateless by hand"))
         else:
             draft.findings.append(Item(f"note:{number}", "host", note))

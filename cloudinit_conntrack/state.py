@@ -42,6 +42,36 @@ class LiveRules:
 
 
 @dataclass(frozen=True)
+class NativeRules:
+    """Live native nftables rules, without the tables that iptables-nft owns.
+
+    *listing* is what ``nft -j list ruleset`` printed of them, *text* what ``nft list
+    ruleset`` did; where there is no table, the listing is an empty array.
+    """
+
+    listing: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class NativeFile:
+    """A saved file in nft's language, read at boot by ``nft -f``.
+
+    *text* is its content with the files that it includes in their places, *included* their
+    paths.  *listing* is the JSON of what it loads, ``None`` where that was not tried;
+    *problem* is nft's own error, at *where* (``FILE:LINE``), for a file that does not load.
+    """
+
+    path: str
+    image: FileImage
+    text: str
+    included: tuple[str, ...] = ()
+    listing: str | None = None
+    problem: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True)
 class SavedFile:
     """A file that is read at boot.
 
@@ -101,12 +131,14 @@ class Resolution:
 class OtherNamespace:
     """Another network namespace, with the rules that live in it.
 
-    *owner* reads like ``pid 812 (containerd-shim)`` or ``/run/netns/blue``.
+    *owner* reads like ``pid 812 (containerd-shim)`` or ``/run/netns/blue``; *native* says
+    which of its native nftables tables use conntrack, and where.
     """
 
     inode: int
     owner: str
     rules: tuple[LiveRules, ...] = ()
+    native: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +175,9 @@ class Kernel:
 class State:
     """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
 
-    *default_backend* is what plain ``iptables`` is here: ``legacy`` or ``nft``.
+    *default_backend* is what plain ``iptables`` is here: ``legacy`` or ``nft``; empty where
+    there is no iptables.  *native* is ``None`` where nft is not there or its rules cannot be
+    read (a note says so).
     *haproxy* are the files that ``flows.haproxy_cfg`` names, in haproxy's order.
     """
 
@@ -157,3 +191,5 @@ class State:
     notes: tuple[str, ...] = ()
     default_backend: str = "legacy"
     haproxy: tuple[SourceFile, ...] = ()
+    native: NativeRules | None = None
+    native_saved: tuple[NativeFile, ...] = ()

@@ -14,10 +14,11 @@ from . import journal, perform, verify
 from .actions import Action, inverse
 from .config import Desired
 from .errors import ConntrackError, HostError, RollbackError
-from .host import journalfile
+from .host import journalfile, modules
 from .host.root import Root
 from .journal import Entry
 from .plan import Plan, make_plan
+from .rehearsal import rehearsed
 from .state import FileImage
 from .verify import Evidence
 
@@ -51,7 +52,8 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
     """
     with journalfile.alone(root):
         notes = _recover(root, progress)
-        plan = make_plan(desired, verify.observed(desired, root, live))
+        before = perform.loaded_modules(root)
+        plan = make_plan(desired, verify.observed(desired, root, live, looking=False))
         if plan.blockers:
             return Applied("blocked", plan, (), notes)
         if not plan.actions:
@@ -59,16 +61,19 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
             verify.demand(evidence)
             _keep(desired, section, root)
             return Applied("nothing-to-do", plan, evidence, notes)
-        return Applied("done", plan, _perform(desired, section, plan, root, live, progress), notes)
+        try:
+            plan = rehearsed(plan)
+        finally:  # rules that were tried may have loaded what they need
+            modules.unload_strays(before, None, root)
+        return Applied("done", plan, _perform(desired, section, plan, before, root, live, progress), notes)
 
 
 def _perform(
-    desired: Desired, section: object, plan: Plan, root: Root, live: bool, progress: Progress
+    desired: Desired, section: object, plan: Plan, before: tuple[str, ...], root: Root, live: bool, progress: Progress
 ) -> tuple[Evidence, ...]:
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
     probes = verify.answering(desired.guard.probes) if live else ()
-    before = perform.loaded_modules(root)
     kept = root.read_image(journalfile.DESIRED)
     journalfile.append(root, journal.begin(number, journalfile.boot_id(root), plan.mode, before))
     begun: list[Action] = []
@@ -111,7 +116,7 @@ def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root:
     try:
         if root.read_image(journalfile.DESIRED) != kept:
             perform.put(journalfile.DESIRED, kept, root)
-        perform.unload_strays(entry.modules, None, root)
+        modules.unload_strays(entry.modules, None, root)
         if not problems:
             _close(entry, root)
     except ConntrackError as failed:
@@ -189,6 +194,6 @@ def revert(root: Root, progress: Progress) -> Reverted:
 def _after_undo(entry: Entry, root: Root) -> None:
     """Unload what was loaded only because of us: within one boot all of it, later the tables that we made."""
     if entry.boot != journalfile.boot_id(root):
-        perform.unload_strays(entry.modules, perform.modules_of_tables(entry.actions), root)
+        modules.unload_strays(entry.modules, perform.modules_of_tables(entry.actions), root)
     else:
-        perform.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)
+        modules.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)

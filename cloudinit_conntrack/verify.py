@@ -11,6 +11,7 @@ from .host import modules, observe, probe
 from .host.probe import Probe
 from .host.root import Root
 from .plan import Plan, make_plan
+from .planning.nativefiles import to_list
 from .state import State
 
 # What a stateful rule, a nat table and the conntrack tool ask modprobe for.
@@ -46,9 +47,9 @@ def look(desired: Desired, root: Root, live: bool) -> Verified:
     return Verified(plan, evidence(desired, plan, root, live))
 
 
-def observed(desired: Desired, root: Root, live: bool) -> State:
-    """The host, and those of its files that *desired* names."""
-    return observe.observe(root, live, desired.modules.extra, desired.flows.haproxy_cfg)
+def observed(desired: Desired, root: Root, live: bool, looking: bool = True) -> State:
+    """The host, those of its files that *desired* names, and what of its saved rules it has to know."""
+    return observe.observe(root, live, desired.modules.extra, desired.flows.haproxy_cfg, to_list(desired), looking)
 
 
 def evidence(desired: Desired, plan: Plan, root: Root, live: bool) -> tuple[Evidence, ...]:

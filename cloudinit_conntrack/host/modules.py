@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CommandError, HostError
-from ..kmod import normal, parse_proc_modules
+from ..kmod import is_packet_filter_module, normal, parse_proc_modules
 from ..state import Module, Resolution
 from .process import Completed, failure, quoted, run
 from .root import HOST, Root
@@ -103,6 +103,24 @@ def unload(name: str, root: Root = HOST) -> bool:
     A count that drops by itself (a closing socket, a dying namespace) is waited for, shortly.
     """
     return _remove(("rmmod", normal(name)), name, root)
+
+
+def all_loaded(root: Root = HOST) -> tuple[Module, ...]:
+    """The modules that are loaded now, as ``/proc/modules`` lists them; none in an image tree."""
+    return parse_proc_modules((root.read_text("/proc/modules") if root.is_host else "") or "")
+
+
+def unload_strays(before: Iterable[str], after: Iterable[str] | None, root: Root = HOST) -> None:
+    """Unload the netfilter modules that were not there *before* and were *after* it, if nothing uses them.
+
+    With *after* ``None``: whatever of them was not there before.  Best effort: an unused module does no harm.
+    """
+    known, own = set(before), None if after is None else set(after)
+    for _ in range(64):
+        strays = [m.name for m in all_loaded(root) if m.refcount == 0 and m.name not in known
+                  and (own is None or m.name in own) and is_packet_filter_module(m.name)]
+        if not any([unload(name, root) for name in strays]):
+            return
 
 
 def force_unload(name: str, root: Root = HOST) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import HostError
 from ..state import OtherNamespace
+from .native import native_notes
 from .root import HOST, Root
 from .rules import live_rules
 
@@ -34,7 +35,8 @@ def other_namespaces(root: Root = HOST) -> tuple[tuple[OtherNamespace, ...], tup
     unread = []
     for found in find_namespaces(root):
         try:
-            seen.append(OtherNamespace(found.inode, found.owner, live_rules(root, found.path)))
+            rules = live_rules(root, found.path)
+            seen.append(OtherNamespace(found.inode, found.owner, rules, native_notes(rules, root, found.path)))
         except HostError as error:
             if _inode(root, found.path) == found.inode:  # else it ended meanwhile
                 seen.append(OtherNamespace(found.inode, found.owner))

@@ -1,8 +1,8 @@
-"""Native nftables rules: seen and said, so that no plan ignores them.
+"""Native nftables rules: read, so that they can be planned; what cannot be read is said.
 
-The tables that iptables-nft owns are read as iptables rules.  Everything else that
-``nft -j list ruleset`` shows, which loads nothing, is looked through for expressions that
-need connection tracking (libnftables-json(5)).
+The tables that iptables-nft owns are read as iptables rules.  Everything else is what
+``nft -j list ruleset`` shows, which loads nothing.  In other namespaces it is only looked
+through for expressions that need connection tracking (libnftables-json(5)).
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import HostError
+from ..errors import HostError, RulesSyntaxError
 from ..kmod import is_conntrack_module
-from ..state import LiveRules
-from . import kernel
+from ..netfilter.nft_ruleset import parse_nft
+from ..netfilter.nft_tables import NOTHING, listed, tables_of, without
+from ..netfilter.nft_text import tables_text
+from ..state import LiveRules, NativeRules
+from . import kernel, nft
 from .process import Completed, find, run
 from .root import HOST, Root
 
@@ -82,6 +85,35 @@ def no_nf_tables(done: Completed) -> bool:
     return done.status != 0 and _ABSENT.search(done.stderr) is not None
 
 
+def native_rules(live: tuple[LiveRules, ...], root: Root = HOST) -> tuple[NativeRules | None, tuple[str, ...]]:
+    """The native rules of this namespace, and notes on what cannot be read (see :func:`native_notes`).
+
+    Nothing where nft is not there, or no nf_tables; an empty listing where nf_tables could
+    be loaded and is not.
+    """
+    if not find("nft"):
+        return None, native_notes(live, root)
+    if not kernel.available(root, "nf_tables"):
+        return NativeRules(NOTHING), ()
+    done = run(["nft", "-j", "list", "ruleset"], check=False)
+    if done.status != 0 or not done.stdout.startswith("{"):
+        return None, () if no_nf_tables(done) else (_unreadable(done),)
+    foreign = _incompatible(live)
+    try:
+        ruleset = parse_nft(done.stdout, "nft -j list ruleset")
+    except RulesSyntaxError:  # of a version that we do not know: no harm where conntrack is not used
+        return None, notes_of(done.stdout, foreign)
+    native = without(ruleset, {table for table in tables_of(ruleset) if table in _IPTABLES and table not in foreign})
+    if not tables_of(native):
+        return NativeRules(NOTHING), ()
+    text = tables_text(nft.printed())
+    return NativeRules(listed(native), "".join(text.get(table, "") for table in tables_of(native))), ()
+
+
+def _unreadable(done: Completed) -> str:
+    return f"{PREFIX}nft cannot list its tables as JSON: {done.stderr.strip()[:200]}"
+
+
 def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | None = None) -> tuple[str, ...]:
     """One line for each native table that uses conntrack, or that iptables would take for its own.
 
@@ -98,7 +130,7 @@ def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | No
     if no_nf_tables(done):
         return ()
     if done.status != 0 or not done.stdout.startswith("{"):
-        return (f"{PREFIX}nft cannot list its tables as JSON: {done.stderr.strip()[:200]}",)
+        return (_unreadable(done),)
     return notes_of(done.stdout, foreign)
 
 

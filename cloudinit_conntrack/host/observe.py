@@ -7,42 +7,66 @@ what may be missing on a healthy host becomes a note.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Callable
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
-from ..state import Kernel, OtherNamespace, Resolution, State
+from ..state import Kernel, NativeFile, OtherNamespace, Resolution, State
 from .haproxy import haproxy_files
 from .kernel import observe_kernel
-from .modules import resolve
+from .modules import all_loaded, resolve, unload_strays
 from .namespaces import other_namespaces
-from .native import native_notes
+from .native import native_rules
+from .nftfile import saved_native, with_rules
 from .root import HOST, Root
 from .rules import default_backend, live_rules
 from .saved import find_saved
 from .sshd import sshd_ports
 
+Wanted = Callable[[State, NativeFile], bool]
+
 
 def observe(
-    root: Root = HOST, live: bool = True, extra: Iterable[str] = (), haproxy: Iterable[str] = ()
+    root: Root = HOST, live: bool = True, extra: Iterable[str] = (), haproxy: Iterable[str] = (),
+    wanted: Wanted | None = None, looking: bool = True,
 ) -> State:
     """The host below *root*: its files, and with *live* its kernel, rules and processes.
 
     *extra* are more modules to ask modprobe about (``conntrack.modules.extra``), *haproxy* the
-    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``).
-    :class:`HostError` where going on would mean guessing.
+    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``).  *wanted* says which
+    saved nft files are to be loaded, to know their rules: while *looking* only where that
+    cannot load a module.  :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
-    if not live:
-        resolutions, notes = _resolutions(names, root, live)
-        return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
-                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root))
+    before = tuple(module.name for module in all_loaded(root)) if live and not looking else ()
+    state = replace(_live(root, names) if live else _image(root, names), haproxy=haproxy_files(haproxy, root))
+    files = tuple(with_rules(file, root, live, looking) if wanted and wanted(state, file) else file
+                  for file in state.native_saved)
+    if files == state.native_saved:
+        return state
+    kernel = state.kernel
+    if live and not looking:  # loading may have loaded modules
+        unload_strays(before, None, root)
+        kernel = observe_kernel(root, names)
+    return replace(state, native_saved=files, kernel=kernel)
+
+
+def _image(root: Root, names: tuple[str, ...]) -> State:
+    resolutions, notes = _resolutions(names, root, False)
+    return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
+                 sshd_ports=sshd_ports(root, False), notes=notes, native_saved=saved_native(root))
+
+
+def _live(root: Root, names: tuple[str, ...]) -> State:
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
-    resolutions, notes = _resolutions(names, root, live)
+    resolutions, notes = _resolutions(names, root, True)
     namespaces, unread = _namespaces(kernel, root)
+    native, unreadable = native_rules(rules, root)
     return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
-                 sshd_ports(root, live), (*native_notes(rules, root), *notes, *unread),
-                 default_backend() or State.default_backend, haproxy_files(haproxy, root))
+                 sshd_ports(root, True), (*unreadable, *notes, *unread), default_backend(), native=native,
+                 native_saved=saved_native(root))
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:

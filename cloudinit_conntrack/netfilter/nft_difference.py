@@ -68,6 +68,25 @@ def packet_sets(before: NftRuleSet, after: NftRuleSet, family: str) -> Compared:
     return Compared(universe, {h: (old.accepted(universe, h), new.accepted(universe, h)) for h in PATHS})
 
 
+def passing(
+    ruleset: NftRuleSet, family: str, asked: Iterable[tuple[str, tuple[Test, ...]]]
+) -> list[tuple[bool, bool]]:
+    """For each (path of :data:`PATHS`, tests): whether some, and whether all packets that pass the tests come through.
+
+    "Some" is also said where that depends on what is not modelled.
+    """
+    asked = tuple(asked)
+    rules = _Rules(ruleset, family)
+    universe = _universe(family, [*rules.all_tests(), *(tests for _, tests in asked)])
+    accepted = {path: rules.accepted(universe, path) for path in dict(asked)}
+    found: list[tuple[bool, bool]] = []
+    for path, tests in asked:
+        those = matched(universe, tests)
+        some = universe.space.both(those, accepted[path]) is not False
+        found.append((some, universe.space.without(those, accepted[path]) is False))
+    return found
+
+
 class _Rules:
     """The rules that packets of one family meet, as arms."""
 

@@ -121,6 +121,13 @@ def dependency(entry: Entry) -> Dependency | None:
     return None
 
 
+def dependencies_of(entry: Entry) -> tuple[Dependency, ...]:
+    """Every single use of conntrack in *entry*: each holds a module once."""
+    if entry.kind in OBJECTS or (entry.base is not None and entry.base.kind == "nat"):
+        return tuple(filter(None, [dependency(entry)]))
+    return tuple(_dependencies(entry)) if entry.kind in ("rule", "set", "map", "element") else ()
+
+
 def _dependencies(entry: Entry) -> Iterator[Dependency]:
     values = entry.statements if entry.kind == "rule" else (entry.body.get("stmt"), entry.body.get("elem"))
     for key, body in (pair for value in values for pair in _keys(value)):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from .nft_ruleset import Entry, Json, NftRuleSet, Place
 from .nft_stateful import OBJECTS
+from .nft_values import PROTOCOLS, field_of
 
 Command = Mapping[str, Json]
 # What stands in a table beside chains and rules, and may come and go with them.
@@ -23,15 +24,35 @@ _MOVABLE = frozenset(OBJECTS)
 def transaction(current: NftRuleSet, wanted: NftRuleSet) -> str:
     """JSON for ``nft -j -f`` that makes *wanted* of *current*, which must have the kernel's handles.
 
-    Both are listings of one host; the empty text where nothing differs.  Tables, sets and
-    maps are taken to be the same.
+    Both are listings of one host; the empty text where nothing differs.  Sets and maps are
+    taken to be the same in a table that both have.
     """
-    commands = [*_added(current, wanted), *_rules(current, wanted), *_gone(current, wanted)]
+    commands = [_by_number(c) for c in (*_added(current, wanted), *_rules(current, wanted), *_gone(current, wanted))]
     return json.dumps({"nftables": commands}, ensure_ascii=False) + "\n" if commands else ""
 
 
+def _by_number(value: Json) -> Json:
+    """*value* with protocols as numbers: nft takes a name only where /etc/protocols has it, if that is there at all."""
+    if isinstance(value, list):
+        return [_by_number(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _by_number(inner) for key, inner in value.items()}
+    if "left" in value and field_of(value["left"]) == "l4proto":
+        found["right"] = _protocols(value["right"])
+    return found
+
+
+def _protocols(value: Json) -> Json:
+    if isinstance(value, str):
+        return PROTOCOLS.get(value, value)
+    if isinstance(value, dict) and isinstance(value.get("set"), list):
+        return {"set": [_protocols(item) for item in value["set"]]}
+    return value
+
+
 def _placed(ruleset: NftRuleSet) -> dict[tuple[str, Place], Entry]:
-    return {(entry.kind, entry.place): entry for entry in ruleset.of_kind("chain", *_MOVABLE)}
+    return {(entry.kind, entry.place): entry for entry in ruleset.of_kind("table", "chain", *_MOVABLE)}
 
 
 def _added(current: NftRuleSet, wanted: NftRuleSet) -> Iterator[Command]:
@@ -42,9 +63,12 @@ def _added(current: NftRuleSet, wanted: NftRuleSet) -> Iterator[Command]:
 
 
 def _gone(current: NftRuleSet, wanted: NftRuleSet) -> Iterator[Command]:
-    """Chains are emptied first: rules of one may jump to another."""
+    """Chains are emptied first: rules of one may jump to another.  A table goes with all that is in it."""
     there = _placed(wanted)
     gone = [entry for key, entry in _placed(current).items() if key not in there]
+    tables = {entry.table for entry in gone if entry.kind == "table"}
+    yield from ({"delete": {"table": {"family": family, "name": name}}} for family, name in sorted(tables))
+    gone = [entry for entry in gone if entry.table not in tables]
     for entry in gone:
         if entry.kind == "chain":
             yield {"flush": {"chain": _name(entry)}}

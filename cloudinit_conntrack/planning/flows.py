@@ -8,6 +8,7 @@ from ..config import Desired, Flows
 from ..config import Flow as ConfigFlow
 from ..haproxy.merging import joined_ports
 from ..netfilter import notrack
+from ..netfilter.nft_twins import FamilyFlow, NftBypass
 from ..netfilter.parts import FLAG_BITS
 from ..netfilter.reach import Packet, verdicts
 from ..netfilter.replies import UdpFlow
@@ -51,6 +52,16 @@ def bypass_of(desired: Desired, kernel: Kernel | None, family: str) -> notrack.B
     ports = kernel.local_ports if kernel else Policy().local_ports
     return notrack.Bypass(of_family(named.frontends, family), of_family(named.backends, family), named.all, ports,
                           asked(desired))
+
+
+def native_bypass_of(desired: Desired, kernel: Kernel | None) -> NftBypass:
+    """The same for native rules, of both families at once."""
+    named = desired.flows
+    return NftBypass(_both(named.frontends), _both(named.backends), bypass_of(desired, kernel, ""))
+
+
+def _both(flows: tuple[ConfigFlow, ...]) -> tuple[FamilyFlow, ...]:
+    return tuple(FamilyFlow(notrack.Flow(f.protocol, f.ports, f.address or ""), f.family or "") for f in flows)
 
 
 def flows_left(draft: Draft) -> Flows:

@@ -82,15 +82,18 @@ def blocking(draft: Draft) -> list[Action]:
     proofs: list[Action] = []
     if draft.state.kernel is not None:
         proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
+        proofs += [ProveLoading(file.path, "native", "", _WHY_PROVED) for file in draft.state.native_saved]
     image = new_image(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
+
+
+_WHY_PROVED = "a saved rule-set that needs conntrack would not load under the block, and the host would boot open"
 
 
 def _proof(draft: Draft, saved: SavedFile) -> ProveLoading:
     written = {a.path: a.after for a in draft.files if isinstance(a, WriteFile)}
     image = written.get(saved.path) or saved.image
-    reason = "a saved rule-set that needs conntrack would not load under the block, and the host would boot open"
-    return ProveLoading(saved.path, saved.family, decoded(image.content), reason)
+    return ProveLoading(saved.path, saved.family, decoded(image.content), _WHY_PROVED)
 
 
 def entries(draft: Draft) -> list[Action]:

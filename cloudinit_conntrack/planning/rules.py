@@ -18,15 +18,18 @@ from ..netfilter.tables import split_tables
 from ..state import LiveRules, SavedFile, State
 from .draft import Draft, Item, decoded, new_image, place_of
 from .flows import bypass_of, bypassing, rewrite_policy, without_closed
+from .native import native_nat, uses_own_table
 
 
 def live_to_plan(desired: Desired, state: State) -> tuple[LiveRules, ...]:
     """The live rule-sets to look at; for notrack also an empty one of the default back end."""
     found = tuple(live for live in state.live if live.text.strip())
+    if desired.mode == "notrack" and uses_own_table(state):
+        return ()  # empty tables at most
     if desired.mode != "notrack" or state.kernel is None:
         return found
     have = {live.family for live in found}
-    extra = tuple(LiveRules(state.default_backend, f, "") for f in ("ipv4", "ipv6") if f not in have)
+    extra = tuple(LiveRules(state.default_backend or "legacy", f, "") for f in ("ipv4", "ipv6") if f not in have)
     return found + extra
 
 
@@ -46,6 +49,8 @@ def plan_live(draft: Draft, live: LiveRules) -> None:
 
 
 def plan_saved(draft: Draft, saved: SavedFile) -> None:
+    if draft.desired.mode == "notrack" and uses_own_table(draft.state):
+        return
     before = parse_ruleset(decoded(saved.image.content), saved.family, saved.path)
     outcome = _change(draft, before, "", saved.path)
     _report(draft, outcome, saved.path, saved.path, before)
@@ -84,7 +89,9 @@ def _without_closed(draft: Draft, ruleset: RuleSet, where: str) -> Desired:
 
 
 def _nat_somewhere(draft: Draft, family: str) -> bool:
-    """Whether any rule-set of *family*, live or saved, translates addresses."""
+    """Whether any rule-set of *family*, live or saved, translates addresses; a native one, of whatever family."""
+    if native_nat(draft.state):
+        return True
     texts = [live.text for live in draft.state.live if live.family == family]
     texts += [decoded(s.image.content) for s in draft.state.saved if s.kind == "rules" and s.family == family]
     for text in texts:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -30,7 +31,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 COVERED = ("/etc/iptables", "/etc/sysconfig", "/etc/modprobe.d", "/var/lib/cloudinit-conntrack",
            "/run/cloudinit-conntrack")  # fmt: skip
 ENTER = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-BIND = f'from=$1; shift; for d in {" ".join(COVERED)}; do mount --bind "$from$d" "$d" || exit 99; done; exec "$@"'
+# /etc is a copy, so that /etc/nftables.conf can be the test's own (a file cannot be renamed over a mounted one)
+BIND = f'from=$1; shift; for d in /etc {" ".join(COVERED)}; do mount --bind "$from$d" "$d" || exit 99; done; ' \
+       '"$@"; exit $?'  # not exec: as process 1 of its namespace it could not be killed
 SAVED = {"ipv4": "etc/iptables/rules.v4", "ipv6": "etc/iptables/rules.v6"}
 LONG_AGO = 1_234_567_890_123_456_789  # ns; a time that no copy gets by chance
 STATEFUL = re.compile(r"conntrack|--state|--ctstate|-j (CT|NOTRACK|CONNMARK|MASQUERADE|[DS]NAT)\b|\*nat")
@@ -61,10 +64,17 @@ class Machine:
     files: Path
     path: str = field(default_factory=lambda: os.environ["PATH"])
 
+    def furnish(self) -> None:
+        """A copy of /etc without any firewall's files, and empty directories for all that is written."""
+        subprocess.run(["cp", "-a", "/etc", str(self.files)], check=True, timeout=60)
+        (self.files / "etc/nftables.conf").unlink(missing_ok=True)
+        for place in (self.files / directory[1:] for directory in COVERED):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+
     def prepare(self, name: str = "balancer-centos") -> None:
         """Stateful rules of both families, live and saved, and a list of modules for the firewall to load."""
-        for directory in COVERED:
-            (self.files / directory[1:]).mkdir(parents=True)
+        self.furnish()
         for family in FAMILIES:
             text = rulesets.rules(name, family)
             self.place.load_rules(text, self.backend, family)

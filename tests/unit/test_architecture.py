@@ -17,7 +17,7 @@ FLOORS = (
     ("state", "messages", "fields", "document", "config", "kmod", "shellvars", "haproxy"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
-    ("perform", "verify", "transaction", "report", "status", "run"),
+    ("perform", "perform_native", "rehearsal", "verify", "transaction", "report", "status", "run"),
     ("boot", "rewriting", "cli", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -12,8 +12,10 @@ import pytest
 from fakehost import FakeHost, fake_host
 
 from cloudinit_conntrack.errors import HostError
-from cloudinit_conntrack.host.native import PREFIX, native_notes, notes_of
-from cloudinit_conntrack.state import LiveRules
+from cloudinit_conntrack.host.native import PREFIX, native_notes, native_rules, notes_of
+from cloudinit_conntrack.netfilter.nft_ruleset import parse_nft
+from cloudinit_conntrack.netfilter.nft_tables import NOTHING, tables_of
+from cloudinit_conntrack.state import LiveRules, NativeRules
 
 __all__ = ["fake_host"]
 
@@ -111,3 +113,43 @@ def test_an_nft_without_json_is_said(fake_host: FakeHost) -> None:
     fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
     fake_host.stub("nft", "", "Error: JSON support not compiled-in\n", 1)
     assert "JSON support not compiled-in" in native_notes((), fake_host.root)[0]
+
+
+# --- the rules themselves ------------------------------------------------------------------
+
+
+def test_native_tables_are_read_and_those_of_iptables_left_out(fake_host: FakeHost) -> None:
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    rules = INPUT % "ct state new accept;" + (INPUT % "tcp dport 1 drop;").replace("inet host", "ip filter")
+    fake_host.stub("nft", "table inet host {\n}\ntable ip filter {\n}\n", script=f"""\
+case "$*" in *-j*) cat <<'END'
+{listed(rules)}
+END
+exit ;; esac""".replace("cat", "/bin/cat"))
+    found, notes = native_rules((), fake_host.root)
+    assert found is not None and notes == ()
+    assert tables_of(parse_nft(found.listing)) == (("inet", "host"),)
+    assert found.text == "table inet host {\n}\n"
+    incompatible = (LiveRules("nft", "ipv4", "# Table `filter' is incompatible, use 'nft' tool.\n"),)
+    found, _ = native_rules(incompatible, fake_host.root)
+    assert found is not None and tables_of(parse_nft(found.listing)) == (("inet", "host"), ("ip", "filter"))
+    assert {call for call in fake_host.calls("nft")} == {("nft", "-j", "list", "ruleset"), ("nft", "list", "ruleset")}
+
+
+def test_nothing_is_listed_where_that_would_load_nf_tables(fake_host: FakeHost) -> None:
+    fake_host.boot("")
+    assert native_rules((), fake_host.root) == (NativeRules(NOTHING), ())
+    fake_host.without("nft")
+    assert native_rules((), fake_host.root) == (None, ())
+    assert fake_host.calls() == []
+
+
+def test_a_listing_of_an_unknown_version_is_refused_only_where_it_uses_conntrack(fake_host: FakeHost) -> None:
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    unknown = {"wormhole": {"family": "inet", "table": "t", "name": "w"}}
+    rule = {"rule": {"family": "inet", "table": "t", "chain": "x", "expr": [{"notrack": None}]}}
+    fake_host.stub("nft", json.dumps({"nftables": [unknown]}))
+    assert native_rules((), fake_host.root) == (None, ())
+    fake_host.stub("nft", json.dumps({"nftables": [unknown, rule]}))
+    found, notes = native_rules((), fake_host.root)
+    assert found is None and notes == (f"{PREFIX}table inet t uses conntrack (chain x: notrack)",)

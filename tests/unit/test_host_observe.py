@@ -72,7 +72,7 @@ def test_a_bare_host_gives_an_empty_state(fake_host: FakeHost) -> None:
     fake_host.without(*(f"{family}{variant}-save" for family in FAMILIES for variant in ("", "-legacy", "-nft")),
                       "modprobe", "nft")
     state = observe(fake_host.root)
-    assert (state.saved, state.block, state.sshd_ports, state.default_backend) == ((), None, (22,), "legacy")
+    assert (state.saved, state.block, state.sshd_ports, state.default_backend) == ((), None, (22,), "")
     assert not any(live.text for live in state.live)
     assert state.notes == ("whether modules are blocked is not known: modprobe -n -v -D nf_conntrack: "
                            "the command modprobe is not there; install the package kmod",)

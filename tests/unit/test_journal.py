@@ -14,7 +14,9 @@ from cloudinit_conntrack.actions import (
     Action,
     DeleteEntries,
     LoadModule,
+    LoadNative,
     LoadRules,
+    NativeImage,
     ProveLoading,
     UnloadModule,
     WriteFile,
@@ -34,9 +36,11 @@ IMAGE = st.builds(FileImage, st.binary(max_size=40), st.integers(0, 0o7777), NUM
 PAIRS = st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple)
 NAMES = st.lists(TEXT, max_size=2).map(tuple)
 FLOWS = st.lists(st.tuples(TEXT, NUMBER, NUMBER, TEXT), max_size=2).map(tuple)
+NATIVE = st.builds(NativeImage, TEXT, TEXT, TEXT)
 ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.builds(WriteFile, TEXT, st.none() | IMAGE, st.none() | IMAGE, TEXT),
     st.builds(LoadRules, TEXT, TEXT, TEXT, TEXT, TEXT, NAMES, NAMES),
+    st.builds(LoadNative, NATIVE, NATIVE, TEXT),
     st.builds(UnloadModule, TEXT, TEXT, PAIRS, PAIRS, st.booleans()),
     st.builds(LoadModule, TEXT, TEXT, PAIRS, PAIRS, st.booleans()),
     st.builds(DeleteEntries, FLOWS, TEXT),

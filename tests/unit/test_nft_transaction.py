@@ -106,3 +106,32 @@ table inet t {
         assert handles <= {str(e.body["handle"]) for e in live.listed().of_kind("rule")}
     finally:
         live.close()
+
+
+def test_a_whole_table_comes_and_goes() -> None:
+    live = Live()
+    try:
+        live.run("nft -f -", "table ip a { chain c { type filter hook input priority 0; }; }")
+        before, text = live.listed(), live.run("nft list ruleset")
+        rules = "table inet b { chain c { tcp dport 1 jump d; }; chain d { counter; }; }"
+        live.run("nft -f -", rules)
+        after, more = live.listed(), live.run("nft list ruleset")
+        live.run("nft -j -f -", transaction(after, before))
+        assert live.run("nft list ruleset") == text
+        live.run("nft -j -f -", transaction(live.listed(), after))
+        assert live.run("nft list ruleset") == more
+    finally:
+        live.close()
+
+
+def test_protocols_need_no_file_that_names_them() -> None:
+    """As in an image without netbase: there nft cannot resolve ``ipv6-icmp``."""
+    live = Live()
+    try:
+        live.run("nft -f -", "table inet t { chain c { meta l4proto { tcp, ipv6-icmp } ct state new accept; }; }")
+        before = live.listed()
+        text = transaction(before, make_stateless_nft(before).ruleset)
+        assert "ipv6-icmp" not in text and '"right": 58' in text
+        live.run("nft -j -f -", text)
+    finally:
+        live.close()

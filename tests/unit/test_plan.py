@@ -2,9 +2,10 @@
 
 A folder ``plan/NAME`` is one case: ``desired.yaml`` is the section, ``host`` a small tree:
 files of /etc, ``proc`` and ``sys`` of its kernel (without ``proc`` it is an image),
-``live/BACKEND-FAMILY`` the loaded rules, ``netns/NAME/BACKEND-FAMILY`` those of another
-network namespace.  ``expected.txt`` is the whole plan.  A new answer is read before it is
-kept: it is what is done to somebody's host.
+``live/BACKEND-FAMILY`` the loaded rules, ``live/native.json`` and ``.nft`` what nft lists,
+``netns/NAME/BACKEND-FAMILY`` those of another network namespace, ``listed/NAME.json`` what
+the saved nft file of that name loads, where that may be known.  ``expected.txt`` is the whole
+plan.  A new answer is read before it is kept: it is what is done to somebody's host.
 """
 
 from __future__ import annotations
@@ -16,17 +17,42 @@ from pathlib import Path
 import pytest
 
 from cloudinit_conntrack import kmod
-from cloudinit_conntrack.actions import Action, LoadRules, ProveLoading, UnloadModule, WriteFile, inverse
+from cloudinit_conntrack.actions import (
+    Action,
+    LoadNative,
+    LoadRules,
+    NativeImage,
+    ProveLoading,
+    RewriteNative,
+    UnloadModule,
+    WriteFile,
+    inverse,
+)
 from cloudinit_conntrack.config import Desired, desired_from_text
 from cloudinit_conntrack.host.haproxy import haproxy_files
 from cloudinit_conntrack.host.kernel import observe_kernel
+from cloudinit_conntrack.host.nftfile import saved_native
 from cloudinit_conntrack.host.root import Root
 from cloudinit_conntrack.host.saved import find_saved
 from cloudinit_conntrack.host.sshd import sshd_ports
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
+from cloudinit_conntrack.netfilter.nft_ruleset import parse_nft
+from cloudinit_conntrack.netfilter.nft_tables import alike, listed, only
+from cloudinit_conntrack.netfilter.nft_tables import tables_of as native_tables
+from cloudinit_conntrack.netfilter.nft_words import object_text
 from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.plan import BLOCK_FILE, Plan, make_plan
-from cloudinit_conntrack.state import BACKENDS, FAMILIES, FileImage, LiveRules, OtherNamespace, State
+from cloudinit_conntrack.planning.nativefiles import to_list
+from cloudinit_conntrack.state import (
+    BACKENDS,
+    FAMILIES,
+    FileImage,
+    LiveRules,
+    NativeFile,
+    NativeRules,
+    OtherNamespace,
+    State,
+)
 
 CASES = sorted((Path(__file__).parent / "plan").iterdir())
 NAMES = [case.name for case in CASES]
@@ -46,9 +72,22 @@ def state_of(case: Path, desired: Desired) -> State:
     notes = tuple((tree / "notes").read_text().splitlines()) if (tree / "notes").exists() else ()
     ports = sshd_ports(root, False)
     default = "nft" if any(rules.backend == "nft" and rules.text for rules in live) else "legacy"
-    haproxy = haproxy_files(desired.flows.haproxy_cfg, root)
-    return State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default,
-                 haproxy)
+    found = State(kernel, live, find_saved(root), root.read_image(BLOCK_FILE), (), spaces, ports, notes, default,
+                  haproxy_files(desired.flows.haproxy_cfg, root), native_in(tree), saved_native(root))  # fmt: skip
+    wanted = to_list(desired)
+    files = (listed_in(tree, file) if wanted(found, file) else file for file in found.native_saved)
+    return replace(found, native_saved=tuple(files))
+
+
+def native_in(tree: Path) -> NativeRules | None:
+    listing = tree / "live/native.json"
+    return NativeRules(listing.read_text(), (tree / "live/native.nft").read_text()) if listing.exists() else None
+
+
+def listed_in(tree: Path, file: NativeFile) -> NativeFile:
+    """*file* as a look may know it: on a kernel that could load modules not at all."""
+    listing = tree / "listed" / f"{Path(file.path).stem}.json"
+    return replace(file, listing=listing.read_text()) if listing.exists() else file
 
 
 def rules_in(place: Path) -> Iterator[LiveRules]:
@@ -81,10 +120,19 @@ def content_of(action: Action, desired: Desired) -> list[str]:
     if isinstance(action, LoadRules):
         tables = [f"  drops {table}" for table in action.dropped] + [f"  creates {table}" for table in action.created]
         return [f"  | {line}" for line in action.after.split("\n")] + tables
+    if isinstance(action, LoadNative):
+        return nft_lines(action.after.rules)
+    if isinstance(action, RewriteNative):
+        return [f"  head: {action.note}", *(nft_lines(action.after) if action.after else ["  (as apply finds it)"])]
     if isinstance(action, UnloadModule):
         found = [f"  {name}={value}" for name, value in action.parameters + action.sysctls]
         return found + (["  by force"] if action.force else [])
     return []
+
+
+def nft_lines(listing: str) -> list[str]:
+    entries = parse_nft(listing).entries
+    return [f"  | {object_text(entry)}" for entry in entries if entry.kind not in ("metainfo", "table")]
 
 
 def block_of(text: str, desired: Desired) -> list[str]:
@@ -111,6 +159,11 @@ def after(state: State, action: Action) -> State:
         changed = [replace(s, image=action.after) if s.path == action.path else s for s in state.saved]
         assert [s.image for s in state.saved if s.path == action.path] == [action.before]
         return replace(state, saved=tuple(changed))
+    if isinstance(action, LoadNative):
+        assert state.native is not None
+        return replace(state, native=NativeRules(exchanged(state.native.listing, action.before, action.after)))
+    if isinstance(action, RewriteNative):
+        return replace(state, native_saved=tuple(rewritten(file, action) for file in state.native_saved))
     if isinstance(action, LoadRules):
         return replace(state, live=tuple(loaded(state, action)))
     if isinstance(action, UnloadModule) and state.kernel is not None:
@@ -120,6 +173,24 @@ def after(state: State, action: Action) -> State:
         kernel = replace(state.kernel, modules=modules, conntrack="absent" if gone else state.kernel.conntrack)
         return replace(state, kernel=kernel)
     return state
+
+
+def exchanged(listing: str, before: NativeImage, after: NativeImage) -> str:
+    """*listing* with the tables of *after* in place of those of *before*, which must be there."""
+    current, was, new = (parse_nft(text) for text in (listing, before.rules, after.rules))
+    assert alike(only(current, native_tables(was)), was)
+    left = only(current, set(native_tables(current)) - set(native_tables(was)) - set(native_tables(new)))
+    entries = [replace(entry, before="", after="") for entry in (*left.entries, *new.entries)]
+    return listed(left.with_entries(entries))
+
+
+def rewritten(file: NativeFile, action: RewriteNative) -> NativeFile:
+    """What apply makes of a file, as far as planning looks at it: its head, and words without conntrack."""
+    if file.path != action.path:
+        return file
+    assert file.image == action.before
+    image = replace(file.image, content=f"{action.note}\n".encode())
+    return replace(file, image=image, text="", listing=action.after)
 
 
 def loaded(state: State, action: LoadRules) -> Iterator[LiveRules]:
@@ -168,6 +239,8 @@ def test_undone_is_what_was(case: Path) -> None:
         state = after(state, back) if back is not None else state
     assert (state.saved, state.block) == (found.saved, found.block)
     assert live_tables(state) == live_tables(found)
+    if state.native is not None and found.native is not None:
+        assert alike(parse_nft(state.native.listing), parse_nft(found.native.listing))
 
 
 def live_tables(state: State) -> dict[tuple[str, str], dict[str, str]]:
@@ -200,7 +273,8 @@ def test_a_saved_file_is_proved_before_the_block(case: Path) -> None:
     assert plan.actions[-1] == blocking[0]
     for action in plan.actions:
         state = after(state, action)
-        if isinstance(action, ProveLoading):
+        if isinstance(action, ProveLoading) and action.family != "native":
             assert action.text == next(s.image.content.decode() for s in state.saved if s.path == action.path)
     proved = {a.path for a in plan.actions if isinstance(a, ProveLoading)}
-    assert state.kernel is None or proved == {s.path for s in state.saved if s.kind == "rules"}
+    saved = {s.path for s in state.saved if s.kind == "rules"} | {file.path for file in state.native_saved}
+    assert state.kernel is None or proved == saved
