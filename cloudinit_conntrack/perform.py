@@ -10,16 +10,28 @@ from dataclasses import replace
 from typing import Callable
 
 from . import kmod
-from .actions import Action, DeleteEntries, LoadModule, LoadRules, ProveLoading, UnloadModule, WriteFile
+from .actions import (
+    Action,
+    DeleteEntries,
+    Link,
+    LoadModule,
+    LoadRules,
+    ProveLoading,
+    ProveStarting,
+    RefreshInitramfs,
+    UnloadModule,
+    WriteFile,
+)
 from .errors import HostError
 from .holders import all_holders
-from .host import entries, modules, observe, rules
+from .host import entries, modules, observe, process, rules
 from .host.entries import Entry
 from .host.root import Root
 from .netfilter.iptables import parse_ruleset
 from .state import FileImage
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
+INITRAMFS_SECONDS = 600.0  # half a minute is usual, more on a small machine
 
 
 def check(action: Action, root: Root) -> None:
@@ -30,6 +42,8 @@ def check(action: Action, root: Root) -> None:
     if isinstance(action, WriteFile):
         found = root.read_image(action.path)
         known = _same(found, action.before) or _same(found, action.after)
+    elif isinstance(action, Link):
+        known = root.link_text(action.path) in (action.before, action.after)
     else:
         known = not isinstance(action, LoadRules) or _live_is(action, action.before, action.created, root)
     if not known:
@@ -49,6 +63,8 @@ def undo(action: Action, root: Root) -> tuple[str, ...]:
     """
     if isinstance(action, WriteFile):
         return _put_back(action, root)
+    if isinstance(action, Link):
+        return _link_back(action, root)
     if not root.is_host:
         return (f"{action.where}: left alone, {root.path} is not the running host",)
     if isinstance(action, LoadRules):
@@ -94,6 +110,21 @@ def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
         notes = (f"{action.path} was changed since; that version is kept as {aside}",)
     put(action.path, action.after, root)
     return notes
+
+
+def _link(action: Link, root: Root) -> None:
+    if action.after:
+        root.make_directory(action.path.rpartition("/")[0])
+    root.put_link(action.path, action.after)
+
+
+def _link_back(action: Link, root: Root) -> tuple[str, ...]:
+    found = root.link_text(action.path)
+    if found not in (action.before, action.after):  # somebody else's by now
+        return (f"{action.path} was changed since, and is left as it is",)
+    if found != action.after:
+        _link(action, root)
+    return ()
 
 
 def _same(one: FileImage | None, two: FileImage | None) -> bool:
@@ -220,6 +251,19 @@ def _prove(action: ProveLoading, root: Root) -> None:
                         "some rule in it still needs conntrack; find it by 'cloudinit-conntrack status'")
 
 
+def _prove_starting(action: ProveStarting, root: Root) -> None:
+    done = process.run(action.argv, check=False)
+    if done.status != 0 or "cloudinit-conntrack" not in done.stdout:
+        why = process.failure(done).what
+        raise HostError(f"the boot service could not start this: {why}", action.where,
+                        "install the package for the system's own Python, or set 'persist: false'")
+
+
+def _refresh(action: RefreshInitramfs, root: Root) -> None:
+    if not action.only_back:
+        process.run(action.argv, timeout=INITRAMFS_SECONDS)
+
+
 _PERFORM: dict[type[object], Callable[..., object]] = {
     WriteFile: _write_file,
     LoadRules: _load_rules,
@@ -227,4 +271,7 @@ _PERFORM: dict[type[object], Callable[..., object]] = {
     LoadModule: _load,
     DeleteEntries: _delete_entries,
     ProveLoading: _prove,
+    Link: _link,
+    ProveStarting: _prove_starting,
+    RefreshInitramfs: _refresh,
 }

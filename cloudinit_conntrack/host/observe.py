@@ -12,6 +12,7 @@ from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, OtherNamespace, Resolution, State
 from .haproxy import haproxy_files
+from .initramfs import observe_initramfs
 from .kernel import observe_kernel
 from .modules import resolve
 from .namespaces import other_namespaces
@@ -19,6 +20,7 @@ from .native import native_notes
 from .root import HOST, Root
 from .rules import default_backend, live_rules
 from .saved import find_saved
+from .service import observe_service
 from .sshd import sshd_ports
 
 
@@ -35,14 +37,16 @@ def observe(
     if not live:
         resolutions, notes = _resolutions(names, root, live)
         return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
-                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root))
+                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root),
+                     boot=observe_service(root, live), initramfs=observe_initramfs(root, live))
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
     resolutions, notes = _resolutions(names, root, live)
     namespaces, unread = _namespaces(kernel, root)
     return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
                  sshd_ports(root, live), (*native_notes(rules, root), *notes, *unread),
-                 default_backend() or State.default_backend, haproxy_files(haproxy, root))
+                 default_backend() or State.default_backend, haproxy_files(haproxy, root),
+                 boot=observe_service(root, live), initramfs=observe_initramfs(root, live))
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:

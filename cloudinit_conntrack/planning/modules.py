@@ -76,7 +76,7 @@ def blocking(draft: Draft) -> list[Action]:
         return [WriteFile(BLOCK_FILE, found, None, "NOTRACK needs nf_conntrack, which this file blocks")]
     if desired.mode != "unload" or not desired.modules.block or not desired.persist:
         return []
-    content = kmod.modprobe_conf(desired.modules.extra).encode()
+    content = kmod.modprobe_conf(desired.modules.extra, _dependants(draft, found)).encode()
     if found is not None and found.content == content:
         return []
     proofs: list[Action] = []
@@ -84,6 +84,13 @@ def blocking(draft: Draft) -> list[Action]:
         proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
     image = new_image(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
+
+
+def _dependants(draft: Draft, found: FileImage | None) -> set[str]:
+    """What this kernel's modules.dep names, and what an earlier kernel's did: hosts boot back and forth."""
+    kernel = draft.state.kernel
+    named = kmod.dependants_blocked(decoded(found.content)) if found else set()
+    return named.union(kernel.dependants if kernel else ())
 
 
 def _proof(draft: Draft, saved: SavedFile) -> ProveLoading:
