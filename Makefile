@@ -29,7 +29,7 @@ netns: prepare ## real rules and packets in network namespaces
 cloudinit: prepare ## the four real versions of cloud-init
 	$(PYTEST) tests/cloudinit
 
-guest: prepare ## real modules in a user-mode Linux guest
+guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
 	$(PYTEST) tests/guest
 
 bench: prepare ## the rewrite beside the kernel's own loader: seconds and memory

@@ -206,7 +206,73 @@ class ProveLoading:
     verb = "prove the loading of"
 
 
-Action = Union[WriteFile, LoadRules, LoadNative, RewriteNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading]
+@dataclass(frozen=True)
+class Link:
+    """Make the symbolic link *path* say *after*; an empty text on either side means no link."""
+
+    path: str
+    before: str
+    after: str
+    reason: str
+
+    @property
+    def id(self) -> str:
+        return f"link:{self.path}"
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    @property
+    def verb(self) -> str:
+        """What a person reads."""
+        return "link" if self.after else "unlink"
+
+
+@dataclass(frozen=True)
+class ProveStarting:
+    """Start our program as the boot service will, and see that it answers."""
+
+    argv: tuple[str, ...]
+    reason: str
+
+    id = "prove:start"
+    verb = "prove that the boot service can start"
+
+    @property
+    def where(self) -> str:
+        return " ".join(self.argv)
+
+
+@dataclass(frozen=True)
+class RefreshInitramfs:
+    """Write the initramfs again, from what /etc says now.
+
+    *only_back*: nothing now, but when it is undone.  One such stands before the file that the
+    image copies and a plain one behind it, so that both ways the image is written last.
+    """
+
+    argv: tuple[str, ...]
+    image: str
+    reason: str
+    only_back: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"initramfs:{self.image}{':back' if self.only_back else ''}"
+
+    @property
+    def where(self) -> str:
+        return self.image
+
+    @property
+    def verb(self) -> str:
+        """What a person reads."""
+        return "refresh, when it is undone," if self.only_back else "refresh"
+
+
+Action = Union[WriteFile, LoadRules, LoadNative, RewriteNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading,
+               Link, ProveStarting, RefreshInitramfs]
 
 
 def inverse(action: Action) -> Action | None:
@@ -223,6 +289,10 @@ def inverse(action: Action) -> Action | None:
         return LoadModule(action.name, reason, action.parameters, action.sysctls)
     if isinstance(action, LoadModule):
         return UnloadModule(action.name, reason, action.parameters, action.sysctls)
+    if isinstance(action, Link):
+        return replace(action, before=action.after, after=action.before, reason=reason)
+    if isinstance(action, RefreshInitramfs):
+        return replace(action, only_back=not action.only_back, reason=reason)
     return None
 
 
@@ -231,7 +301,8 @@ def inverse(action: Action) -> Action | None:
 # RewriteNative is none of them: what is written down is the WriteFile that it became.
 _CLASSES = {
     c.__name__: c
-    for c in (WriteFile, LoadRules, LoadNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading)
+    for c in (WriteFile, LoadRules, LoadNative, UnloadModule, LoadModule, DeleteEntries, ProveLoading,
+              Link, ProveStarting, RefreshInitramfs)
 }
 
 

@@ -9,13 +9,11 @@ from typing import Callable, NoReturn
 
 from . import __version__, journal, report, transaction, verify
 from .config import Desired, desired_from_section
-from .document import MAX_BYTES, section_of
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, observe
 from .host.root import Root
 from .plan import Item, make_plan
 from .report import Report
-from .rewriting import rewrite
 from .run import applied
 from .status import make_status
 
@@ -96,7 +94,7 @@ def _status(options: argparse.Namespace) -> int:
                             "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
     except ConntrackError as error:  # status is what one asks when something is wrong
         odd.append(Item("journal", error.where, error.what, error.remedy))
-    found = make_status(observe.observe(root, live), mode)
+    found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
     _print(replace(found, findings=(*odd, *found.findings)), options)
     return DONE
 
@@ -141,6 +139,8 @@ def _revert(options: argparse.Namespace) -> int:
 
 
 def _rewrite(options: argparse.Namespace) -> int:
+    from .rewriting import rewrite  # here: no other verb needs all of nftables' language
+
     if options.config == "-" and options.file == "-":
         raise UsageError("both the configuration and the rules are standard input", "cloudinit-conntrack rewrite",
                          "name a file for one of them")
@@ -183,6 +183,8 @@ def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:
 
 def _section(options: argparse.Namespace) -> object:
     """The conntrack section that -c names."""
+    from .document import MAX_BYTES, section_of  # here: it loads YAML, which the boot service can do without
+
     name = "<stdin>" if options.config == "-" else options.config
     return section_of(inputs.read_input(options.config, MAX_BYTES), name)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import fields
-from .document import section_of
 from .errors import ConfigError
 
 
@@ -109,6 +108,8 @@ def desired_from_text(text: bytes, name: str) -> Desired:
 
     *name* is how messages call the file.  ConfigError when anything is wrong with it.
     """
+    from .document import section_of  # here: it loads YAML, which the boot service can do without
+
     return desired_from_section(section_of(text, name))
 
 

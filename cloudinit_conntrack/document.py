@@ -10,7 +10,6 @@ checked for its syntax and for duplicate keys, no more.
 
 from __future__ import annotations
 
-import difflib
 import re
 
 import yaml
@@ -204,6 +203,8 @@ def _syntax(error: yaml.YAMLError, name: str) -> ConfigError:
 
 def _without_section(keys: list[str], name: str) -> ConfigError:
     """No ``conntrack`` among the top-level *keys*: say what comes nearest."""
+    import difflib  # here: only for a message
+
     near = difflib.get_close_matches("conntrack", keys, 1)
     if near:
         remedy = f"did you mean conntrack: where {quoted(near[0])} stands?"

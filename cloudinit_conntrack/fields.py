@@ -6,7 +6,6 @@ and what may.  :mod:`cloudinit_conntrack.config` puts them together.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -168,6 +167,8 @@ def _wrong(value: object, where: str, allowed: str) -> ConfigError:
 
 
 def _nearest(key: object, known: Mapping[str, Parser]) -> str:
+    import difflib  # here: only for a message
+
     word = key[:40].lower() if isinstance(key, str) else ""
     near = difflib.get_close_matches(word, known, 1)
     allowed = f"known are {', '.join(known)}"

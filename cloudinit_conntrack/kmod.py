@@ -121,15 +121,15 @@ def parse_proc_modules(text: str) -> tuple[Module, ...]:
 
 
 def dependants(modules_dep: str) -> tuple[str, ...]:
-    """Every module in the text of a ``modules.dep`` that needs conntrack, directly or not; sorted."""
-    needs = {_module_of(left): {_module_of(path) for path in right.split()}
-             for left, _, right in (line.partition(":") for line in modules_dep.splitlines()) if left.strip()}
-    found: set[str] = set(ROOTS)
-    while True:
-        more = {name for name, deps in needs.items() if name not in found and deps & found}
-        if not more:
-            return tuple(sorted(found - set(ROOTS)))
-        found |= more
+    """Every module in the text of a ``modules.dep`` that needs conntrack, directly or not; sorted.
+
+    depmod writes behind each module all that it needs, not only what it needs itself
+    (kmod: ``mod_get_all_sorted_dependencies``; module-init-tools did the same).
+    """
+    roots = tuple(f"/{name}.ko" for name in ROOTS)
+    rows = (line.partition(":") for line in modules_dep.splitlines() if "conntrack.ko" in line)
+    found = {_module_of(left) for left, _, right in rows if any(root in right for root in roots)}
+    return tuple(sorted(found - set(ROOTS)))
 
 
 def _module_of(path: str) -> str:
@@ -180,17 +180,26 @@ _HEADER = """\
 """
 
 
-def modprobe_conf(extra: Iterable[str] = ()) -> str:
+def modprobe_conf(extra: Iterable[str] = (), dependants: Iterable[str] = ()) -> str:
     """The text of ``/etc/modprobe.d/00-cloudinit-conntrack.conf`` (modprobe.d(5)).
 
-    *extra* are more modules to block.  :class:`ConfigError` for a name that is none, since
-    a line break in it would become a line of its own in the file.
+    *extra* are more modules to block; *dependants* those that a kernel's own modules.dep names,
+    as a newer kernel may have some that are not in our table.  :class:`ConfigError` for a name
+    that is none, since a line break in it would become a line of its own in the file.
     """
     more = tuple(sorted({normal(_checked(name)) for name in extra} - set(INSTALL_BLOCKED)))
-    blacklisted = CONNTRACK_MODULES + tuple(n for n in more if n not in CONNTRACK_NAMES)
+    newer = {normal(name) for name in dependants if _NAME.fullmatch(name)}
+    blacklisted = CONNTRACK_MODULES + tuple(sorted(newer.union(more) - set(CONNTRACK_MODULES)))
     lines = [f"install {name} /bin/false" for name in INSTALL_BLOCKED + more]
     lines += [f"blacklist {name}" for name in blacklisted]
     return _HEADER + "\n".join(lines) + "\n"
+
+
+def dependants_blocked(text: str) -> set[str]:
+    """The names that the text of a block blacklists and no more: *extra* ones have an install line too."""
+    rows = [line.split() for line in text.splitlines()]
+    installed = {row[1] for row in rows if row[:1] == ["install"] and len(row) > 1}
+    return {row[1] for row in rows if row[:1] == ["blacklist"] and len(row) == 2} - installed
 
 
 def _checked(name: str) -> str:

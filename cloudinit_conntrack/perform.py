@@ -13,23 +13,27 @@ from . import kmod, perform_native
 from .actions import (
     Action,
     DeleteEntries,
+    Link,
     LoadModule,
     LoadNative,
     LoadRules,
     ProveLoading,
+    ProveStarting,
+    RefreshInitramfs,
     RewriteNative,
     UnloadModule,
     WriteFile,
 )
 from .errors import HostError
 from .holders import all_holders
-from .host import entries, modules, observe, rules
+from .host import entries, modules, observe, process, rules
 from .host.entries import Entry
 from .host.root import Root
 from .netfilter.iptables import parse_ruleset
 from .state import FileImage
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
+INITRAMFS_SECONDS = 600.0  # half a minute is usual, more on a small machine
 
 
 def check(action: Action, root: Root) -> None:
@@ -42,6 +46,8 @@ def check(action: Action, root: Root) -> None:
         known = _same(found, action.before) or _same(found, action.after)
     elif isinstance(action, LoadNative):
         known = perform_native.is_as_planned(action)
+    elif isinstance(action, Link):
+        known = root.link_text(action.path) in (action.before, action.after)
     else:
         known = not isinstance(action, LoadRules) or _live_is(action, action.before, action.created, root)
     if not known:
@@ -61,6 +67,8 @@ def undo(action: Action, root: Root) -> tuple[str, ...]:
     """
     if isinstance(action, WriteFile):
         return _put_back(action, root)
+    if isinstance(action, Link):
+        return _link_back(action, root)
     if not root.is_host:
         return (f"{action.where}: left alone, {root.path} is not the running host",)
     if isinstance(action, LoadRules):
@@ -107,6 +115,21 @@ def _put_back(action: WriteFile, root: Root) -> tuple[str, ...]:
         notes = (f"{action.path} was changed since; that version is kept as {aside}",)
     put(action.path, action.after, root)
     return notes
+
+
+def _link(action: Link, root: Root) -> None:
+    if action.after:
+        root.make_directory(action.path.rpartition("/")[0])
+    root.put_link(action.path, action.after)
+
+
+def _link_back(action: Link, root: Root) -> tuple[str, ...]:
+    found = root.link_text(action.path)
+    if found not in (action.before, action.after):  # somebody else's by now
+        return (f"{action.path} was changed since, and is left as it is",)
+    if found != action.after:
+        _link(action, root)
+    return ()
 
 
 def _same(one: FileImage | None, two: FileImage | None) -> bool:
@@ -232,6 +255,19 @@ def _prove(action: ProveLoading, root: Root) -> None:
                         "some rule in it still needs conntrack; find it by 'cloudinit-conntrack status'")
 
 
+def _prove_starting(action: ProveStarting, root: Root) -> None:
+    done = process.run(action.argv, check=False)
+    if done.status != 0 or "cloudinit-conntrack" not in done.stdout:
+        why = process.failure(done).what
+        raise HostError(f"the boot service could not start this: {why}", action.where,
+                        "install the package for the system's own Python, or set 'persist: false'")
+
+
+def _refresh(action: RefreshInitramfs, root: Root) -> None:
+    if not action.only_back:
+        process.run(action.argv, timeout=INITRAMFS_SECONDS)
+
+
 _PERFORM: dict[type[object], Callable[..., object]] = {
     WriteFile: _write_file,
     LoadRules: _load_rules,
@@ -241,4 +277,7 @@ _PERFORM: dict[type[object], Callable[..., object]] = {
     LoadModule: _load,
     DeleteEntries: _delete_entries,
     ProveLoading: _prove,
+    Link: _link,
+    ProveStarting: _prove_starting,
+    RefreshInitramfs: _refresh,
 }

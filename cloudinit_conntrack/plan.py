@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from .actions import Action
 from .config import Desired
+from .planning.boot import around_initramfs, every_boot
 from .planning.draft import Draft, Item, Plan
 from .planning.flows import flows_left, rewrite_policy
 from .planning.haproxy import with_haproxy
@@ -54,11 +55,12 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     modules: list[Action] = []
     if desired.mode == "unload" and state.kernel is not None:
         modules = unloading(draft, state.kernel)
-    block = blocking(draft)
+    block = around_initramfs(draft, blocking(draft))
     leftovers = entries(draft)
     actions = draft.files + draft.rules + modules + block + leftovers
     if desired.mode == "notrack":
         actions = block + draft.files + draft.rules + leftovers
+    actions += every_boot(draft, bool(actions))
     if draft.blockers:  # nothing is done, so nothing is widened
         return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings), flows_left(draft))
     return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings),

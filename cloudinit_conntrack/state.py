@@ -172,6 +172,68 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Units:
+    """The units of systemd (and init scripts, as ``NAME.service``), by name.
+
+    *installed* have a file; *enabled* start at boot or are pulled in by what does; *masked*
+    never start; *active* run now (empty for an image tree).
+    """
+
+    installed: frozenset[str] = frozenset()
+    enabled: frozenset[str] = frozenset()
+    masked: frozenset[str] = frozenset()
+    active: frozenset[str] = frozenset()
+
+    def starts(self, *names: str) -> bool:
+        """Whether one of *names* (``docker.socket``) starts at boot, or runs already."""
+        return any(name in self.enabled or name in self.active for name in names)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs this program: an interpreter, and the package's directory or a zip file with it."""
+
+    python: str
+    script: str
+
+
+@dataclass(frozen=True)
+class BootService:
+    """How this host starts us at boot.
+
+    *unit* is our unit file in /etc, *packaged* the path of one that a package brought, *link*
+    what the link that enables it says; *taken*: something else has the place of our unit (a mask).
+    *program* is what the unit runs or is to run, *after* the units that load saved rules,
+    *late* those of them that start too late to be waited for; *loaded* are the saved files that
+    the enabled ones load.
+    """
+
+    systemd: bool = True
+    unit: FileImage | None = None
+    packaged: str = ""
+    link: str = ""
+    taken: bool = False
+    program: Program | None = None
+    after: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Initramfs:
+    """An initramfs whose configuration names conntrack modules, so that it loads them.
+
+    *names* are (module, file that names it); *tool* is the command that writes *image* again, empty
+    when there is none.  *stale*: the image is older than our block, and does not hold it.
+    """
+
+    tool: tuple[str, ...]
+    image: str
+    names: tuple[tuple[str, str], ...]
+    stale: bool
+
+
+@dataclass(frozen=True)
 class State:
     """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
 
@@ -193,3 +255,5 @@ class State:
     haproxy: tuple[SourceFile, ...] = ()
     native: NativeRules | None = None
     native_saved: tuple[NativeFile, ...] = ()
+    boot: BootService | None = None
+    initramfs: Initramfs | None = None

@@ -5,11 +5,15 @@ from __future__ import annotations
 from .holders import all_holders
 from .plan import Item
 from .report import Report
-from .state import Kernel, State
+from .service import NAME
+from .state import BootService, Kernel, State
 
 
-def make_status(state: State, mode: str) -> Report:
-    """The status of *state*; *mode* is the kept one, or empty.  Pure: everything was observed."""
+def make_status(state: State, mode: str, last: str = "") -> Report:
+    """The status of *state*.  Pure: everything was observed.
+
+    *mode* is the kept one, *last* the outcome of the last apply in this boot; both may be empty.
+    """
     kernel = state.kernel
     facts: list[tuple[str, str]] = []
     outcome = "image"
@@ -17,10 +21,19 @@ def make_status(state: State, mode: str) -> Report:
         outcome = "conntrack-" + kernel.conntrack
         facts += _kernel_facts(kernel)
     facts += [(f"modprobe {r.name}", f"{r.effect} ({r.evidence})") for r in state.resolutions]
+    if state.boot is not None and state.boot.systemd:
+        did = f"; the last apply of this boot: {last}" if last else ""
+        facts.append(("every boot", _boot_fact(state.boot) + did))
     held = all_holders(state)
     findings = tuple(Item(h.id, h.where, f"{h.what}  [{h.module}]", h.remedy) for h in held)
     notes = tuple(Item(f"note:{n}", "host", note) for n, note in enumerate(state.notes, 1))
     return Report(mode, outcome, findings=findings + notes, facts=tuple(facts))
+
+
+def _boot_fact(boot: BootService) -> str:
+    if boot.taken:
+        return f"{NAME} is masked"
+    return f"{NAME} is {'enabled' if boot.link and (boot.unit or boot.packaged) else 'not enabled'}"
 
 
 def _kernel_facts(kernel: Kernel) -> list[tuple[str, str]]:

@@ -68,6 +68,15 @@ def kept_desired(root: Root) -> object | None:
     return found
 
 
+def last_outcome(root: Root) -> str:
+    """The outcome that the last apply of this boot reported; empty when there was none, or its report is damaged."""
+    try:
+        found = json.loads(root.read_bytes(RESULT) or b"{}")
+    except (ValueError, HostError):
+        return ""
+    return str(found.get("outcome", "")) if isinstance(found, dict) else ""
+
+
 def boot_id(root: Root) -> str:
     """The kernel's boot id; empty for an image tree."""
     return (root.read_text("/proc/sys/kernel/random/boot_id") or "").strip()

@@ -14,6 +14,7 @@ from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, NativeFile, OtherNamespace, Resolution, State
 from .haproxy import haproxy_files
+from .initramfs import observe_initramfs
 from .kernel import observe_kernel
 from .modules import all_loaded, resolve, unload_strays
 from .namespaces import other_namespaces
@@ -22,6 +23,7 @@ from .nftfile import saved_native, with_rules
 from .root import HOST, Root
 from .rules import default_backend, live_rules
 from .saved import find_saved
+from .service import observe_service
 from .sshd import sshd_ports
 
 Wanted = Callable[[State, NativeFile], bool]
@@ -55,7 +57,8 @@ def observe(
 def _image(root: Root, names: tuple[str, ...]) -> State:
     resolutions, notes = _resolutions(names, root, False)
     return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
-                 sshd_ports=sshd_ports(root, False), notes=notes, native_saved=saved_native(root))
+                 sshd_ports=sshd_ports(root, False), notes=notes, native_saved=saved_native(root),
+                 boot=observe_service(root, False), initramfs=observe_initramfs(root, False))
 
 
 def _live(root: Root, names: tuple[str, ...]) -> State:
@@ -66,7 +69,8 @@ def _live(root: Root, names: tuple[str, ...]) -> State:
     native, unreadable = native_rules(rules, root)
     return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
                  sshd_ports(root, True), (*unreadable, *notes, *unread), default_backend(), native=native,
-                 native_saved=saved_native(root))
+                 native_saved=saved_native(root), boot=observe_service(root, True),
+                 initramfs=observe_initramfs(root, True))
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:

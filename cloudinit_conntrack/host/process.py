@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import selectors
 import shlex
-import shutil
 import signal
 import subprocess
 import time
@@ -40,7 +39,11 @@ class Completed:
 
 def find(name: str) -> str | None:
     """The path of the executable *name*, or ``None``.  The sbin directories are searched too."""
-    return shutil.which(name, path=_search_path())
+    for place in _search_path().split(":"):  # shutil.which() costs five modules more at every boot
+        path = os.path.join(place, name)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+    return None
 
 
 def run(argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0,

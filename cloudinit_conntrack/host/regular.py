@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import stat
 
 from ..errors import HostError
@@ -96,7 +95,7 @@ def _set_xattr(opened: int, name: str, value: bytes) -> None:
 
 def name_beside(name: str) -> str:
     """A name for the new file while it is written: hidden, not guessable, ours to recognise."""
-    return f".{name}{_MARK}{secrets.token_hex(8)}"
+    return f".{name}{_MARK}{os.urandom(8).hex()}"
 
 
 def sweep_beside(parent: int, name: str) -> None:

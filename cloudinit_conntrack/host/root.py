@@ -100,6 +100,11 @@ class Root:
             except (FileNotFoundError, NotADirectoryError):
                 return ""
 
+    def modified(self, path: str) -> int | None:
+        """When the content of *path* changed last, in nanoseconds since the epoch; ``None`` when it is not there."""
+        found = self._stat(path)
+        return None if found is None else found.st_mtime_ns
+
     def listdir(self, path: str) -> tuple[str, ...]:
         """The sorted names in the directory *path*; none when there is no such directory."""
         with _told(path):
@@ -133,6 +138,23 @@ class Root:
                 with suppress(OSError):
                     os.unlink(beside, dir_fd=parent)
                 raise
+            os.fsync(parent)
+
+    def put_link(self, path: str, target: str) -> None:
+        """Make *path* a symbolic link that says *target*, or remove the link when that is empty.
+
+        HostError for anything but a link in its place.  The link is never followed.
+        """
+        with _told(path), self._at(path, follow=False) as (parent, name):
+            found = _link_target(parent, name)
+            if found is None and _is_there(parent, name):
+                raise HostError("is not a symbolic link", path, "look at what it is, and move it away")
+            if target and found != target:
+                beside = name_beside(name)
+                os.symlink(target, beside, dir_fd=parent)
+                os.rename(beside, name, src_dir_fd=parent, dst_dir_fd=parent)
+            elif not target and found is not None:
+                os.unlink(name, dir_fd=parent)
             os.fsync(parent)
 
     def append(self, path: str, content: bytes) -> None:
@@ -309,6 +331,14 @@ def _link_target(parent: int, name: str) -> str | None:
         if error.errno in (errno.EINVAL, errno.ENOENT):  # no link; nothing there
             return None
         raise
+
+
+def _is_there(parent: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def blocking(draft: Draft) -> list[Action]:
         return [WriteFile(BLOCK_FILE, found, None, "NOTRACK needs nf_conntrack, which this file blocks")]
     if desired.mode != "unload" or not desired.modules.block or not desired.persist:
         return []
-    content = kmod.modprobe_conf(desired.modules.extra).encode()
+    content = kmod.modprobe_conf(desired.modules.extra, _dependants(draft, found)).encode()
     if found is not None and found.content == content:
         return []
     proofs: list[Action] = []
@@ -88,6 +88,13 @@ def blocking(draft: Draft) -> list[Action]:
 
 
 _WHY_PROVED = "a saved rule-set that needs conntrack would not load under the block, and the host would boot open"
+
+
+def _dependants(draft: Draft, found: FileImage | None) -> set[str]:
+    """What this kernel's modules.dep names, and what an earlier kernel's did: hosts boot back and forth."""
+    kernel = draft.state.kernel
+    named = kmod.dependants_blocked(decoded(found.content)) if found else set()
+    return named.union(kernel.dependants if kernel else ())
 
 
 def _proof(draft: Draft, saved: SavedFile) -> ProveLoading:

@@ -12,7 +12,6 @@ from ..haproxy.merging import flow_text
 from ..netfilter import notrack
 from ..netfilter.iptables import parse_ruleset
 from ..netfilter.ruleset import RuleSet, format_ruleset
-from ..netfilter.stated import stated
 from ..netfilter.stateless import Rewritten, make_stateless
 from ..netfilter.tables import split_tables
 from ..state import LiveRules, SavedFile, State
@@ -61,6 +60,34 @@ def plan_saved(draft: Draft, saved: SavedFile) -> None:
     content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
     reason = _summary(outcome, draft.desired.mode)
     draft.files.append(WriteFile(saved.path, saved.image, new_image(saved.image, content), reason))
+    _load_mended(draft, saved, outcome.ruleset)
+
+
+def _load_mended(draft: Draft, saved: SavedFile, mended: RuleSet) -> None:
+    """Load what a boot could not: under the block a file with stateful rules is refused whole.
+
+    Somebody changed it since the last apply, its service failed, and the host has no rules at all.
+    """
+    state = draft.state
+    if draft.desired.mode != "unload" or state.kernel is None or state.boot is None or state.block is None:
+        return
+    live = [rules for rules in state.live if rules.family == saved.family]
+    planned = any(isinstance(a, LoadRules) and a.family == saved.family for a in draft.rules)
+    if saved.path not in state.boot.loaded or planned or any(_has_rules(rules) for rules in live):
+        return
+    # What a failed restore leaves behind: tables without a rule (legacy), or none (nft).
+    text = "".join(rules.text for rules in live if rules.backend == state.default_backend)
+    old, new, _, created = split_tables(parse_ruleset(text, saved.family, "live rules"), mended)
+    draft.rules.append(LoadRules(state.default_backend, saved.family, old, new,
+                                 f"under the block {saved.path} could not load, and the host has no rules",
+                                 (), created))
+
+
+def _has_rules(live: LiveRules) -> bool:
+    """Whether anything but tables that accept everything is there."""
+    found = parse_ruleset(live.text, live.family, "live rules")
+    policies = {policy for chains in found.chains.values() for policy in chains.values()}
+    return any(found.rules()) or not policies <= {"ACCEPT", "-"}
 
 
 def _change(draft: Draft, ruleset: RuleSet, live_backend: str, where: str) -> Rewritten:
@@ -131,6 +158,8 @@ def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: 
     A handshake that the rewrite newly let in would be our defect: it blocks.  The bypass
     opens what the configuration names, and rules.stateful: remove what a rule had limited; both say so.
     """
+    from ..netfilter.stated import stated  # here: only a change has a difference, and a boot has none
+
     difference, why_not = stated(before, outcome.ruleset)
     if difference is None:
         draft.findings.append(Item(f"difference:{key}", where, why_not))

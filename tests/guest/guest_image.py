@@ -28,6 +28,7 @@ PACKAGES = (
     "iproute2",
     "iptables",
     "kmod",
+    "nftables",
     "openssh-server",
     "python3-jsonschema",
     "python3-yaml",

@@ -44,6 +44,8 @@ find "$@" -type f -exec sha256sum {} + | sort
 """
 CHANGED = {
     "/etc/modprobe.d/00-cloudinit-conntrack.conf",
+    "/etc/systemd/system/cloudinit-conntrack.service",
+    "/etc/systemd/system/sysinit.target.wants/cloudinit-conntrack.service",
     "/etc/sysconfig/ip6tables",
     "/etc/sysconfig/iptables",
     "/etc/sysconfig/iptables-config",

@@ -8,6 +8,7 @@ from .balancer import SAVED, Story, assert_unloaded, run_balancer
 from .later import Later
 
 CHAINS = "".join(f":{chain} ACCEPT [0:0]\n" for chain in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"))
+RAW = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp --dport 21 -j CT --helper ftp\nCOMMIT\n"
 FILTER = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n"
 NAT = f"*nat\n{CHAINS}-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
 EMPTY_NAT = f"*nat\n{CHAINS}COMMIT\n"
@@ -17,6 +18,7 @@ REFUSED = {
     "nat": (NAT + FILTER, 3, "-A POSTROUTING -o eth0 -j MASQUERADE"),
     "unknown-match": (FILTER.replace("-j", "-m geoip --src-cc DE -j"), 1, "geoip"),
     "missing-set": (FILTER.replace("-j", "-m set --match-set nobody src -j"), 1, "nobody"),
+    "ct-target": (RAW + FILTER, 3, "--helper ftp"),
     "missing-table": ("*security\n:INPUT ACCEPT [0:0]\nCOMMIT\n" + FILTER, 1, "security"),
 }
 FILE = "/etc/iptables/rules.v4"

@@ -283,7 +283,7 @@ def test_every_verb_on_an_image(image: FakeHost, config: Path) -> None:
     for kind in ("actions", "blockers", "widenings", "findings"):
         assert all(item["id"] and item["reason"] and item["where"] for item in plan.json[kind])
     assert [w["id"] for w in plan.json["widenings"]] == ["widening:/etc/sysconfig/iptables:1"]
-    assert [f["id"] for f in plan.json["findings"]] == ["helper:/etc/sysconfig/iptables-config"]
+    assert [f["id"] for f in plan.json["findings"]] == ["helper:/etc/sysconfig/iptables-config", "boot:init"]
     drift = call("verify", *tree, "-c", config, "--format", "json")
     assert (drift.code, drift.json["outcome"]) == (4, "drift")
     assert snapshot(image.tree, "/var", "/run") == before
@@ -333,6 +333,9 @@ good to know
   /etc/sysconfig/iptables-config
       nf_conntrack_ftp helped connections that its rules called RELATED; without conntrack they are not recognised
       -> allow their ports by rules
+  cloudinit-conntrack.service
+      no systemd runs here, so nothing applies this again at the next boot
+      -> let your init system run 'cloudinit-conntrack apply' before it starts the network
 """
     )
 

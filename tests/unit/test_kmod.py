@@ -96,7 +96,7 @@ def test_every_dependant_of_a_real_kernel_is_in_the_table() -> None:
 def test_dependants_follow_compressed_names_and_chains() -> None:
     dep = ("kernel/net/netfilter/nf_conntrack.ko.xz: kernel/net/ipv4/netfilter/nf_defrag_ipv4.ko.xz\n"
            "kernel/net/netfilter/nf-nat.ko.zst: kernel/net/netfilter/nf_conntrack.ko.xz\n"
-           "updates/leaf.ko: kernel/net/netfilter/nf-nat.ko.zst\n"
+           "updates/leaf.ko: kernel/net/netfilter/nf-nat.ko.zst kernel/net/netfilter/nf_conntrack.ko.xz\n"
            "kernel/net/netfilter/x_tables.ko.gz:\n\n")
     assert kmod.dependants(dep) == ("leaf", "nf_nat")
 
