@@ -140,6 +140,24 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Units:
+    """The units of systemd (and init scripts, as ``NAME.service``), by name.
+
+    *installed* have a file; *enabled* start at boot or are pulled in by what does; *masked*
+    never start; *active* run now (empty for an image tree).
+    """
+
+    installed: frozenset[str] = frozenset()
+    enabled: frozenset[str] = frozenset()
+    masked: frozenset[str] = frozenset()
+    active: frozenset[str] = frozenset()
+
+    def starts(self, *names: str) -> bool:
+        """Whether one of *names* (``docker.socket``) starts at boot, or runs already."""
+        return any(name in self.enabled or name in self.active for name in names)
+
+
+@dataclass(frozen=True)
 class State:
     """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
 
