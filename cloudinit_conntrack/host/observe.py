@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
-from ..state import Kernel, OtherNamespace, Resolution, State
+from ..state import Kernel, OtherNamespace, Resolution, SavedFile, State, Surroundings
 from .haproxy import haproxy_files
 from .kernel import observe_kernel
 from .modules import resolve
@@ -20,6 +20,7 @@ from .root import HOST, Root
 from .rules import default_backend, live_rules
 from .saved import find_saved
 from .sshd import sshd_ports
+from .surroundings import find_surroundings, restored
 
 
 def observe(
@@ -32,17 +33,27 @@ def observe(
     :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
+    around = find_surroundings(root, live)
+    saved = _saved(root, around)
     if not live:
         resolutions, notes = _resolutions(names, root, live)
-        return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
-                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root))
+        return State(None, saved=saved, block=root.read_image(BLOCK_PATH), resolutions=resolutions,
+                     sshd_ports=sshd_ports(root, live), notes=notes, haproxy=haproxy_files(haproxy, root),
+                     surroundings=around)
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
     resolutions, notes = _resolutions(names, root, live)
     namespaces, unread = _namespaces(kernel, root)
-    return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
+    return State(kernel, rules, saved, root.read_image(BLOCK_PATH), resolutions, namespaces,
                  sshd_ports(root, live), (*native_notes(rules, root), *notes, *unread),
-                 default_backend() or State.default_backend, haproxy_files(haproxy, root))
+                 default_backend() or State.default_backend, haproxy_files(haproxy, root), around)
+
+
+def _saved(root: Root, around: Surroundings) -> tuple[SavedFile, ...]:
+    """The saved files of the usual places, and those that a script restores."""
+    found = find_saved(root)
+    known = {saved.path for saved in found}
+    return found + tuple(saved for saved in restored(root, around) if saved.path not in known)
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:
