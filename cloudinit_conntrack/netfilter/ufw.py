@@ -11,10 +11,10 @@ One thing is in no file: where a policy is exactly ``ACCEPT``, ufw-init adds rul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from . import stateful
+from . import fragments, stateful
 from .iptables import parse_ruleset
 from .ruleset import Line, RuleSet
 from .stateless import Policy, Rewritten, make_stateless
@@ -76,27 +76,64 @@ def whole(files: Iterable[RuleSet], family: str, policies: Policies, tracking: b
     return frame.with_lines((*frame.lines, *lines, *parse_ruleset(_last(family), family, "ufw").lines))
 
 
-def rewritten(file: RuleSet, others: Iterable[RuleSet], policies: Policies, policy: Policy) -> Rewritten:
-    """*file* made stateless, among the *others* that ufw loads with it; the same object where nothing changes."""
-    family = file.family
-    around = [*whole((), family, policies, False).lines, *(line for one in others for line in one.lines)]
-    # Chains and jumps around the file tell what its rules meet; numbers below 0 tell them apart from it.
-    outside = [replace(line, number=-1) for line in around if _is_frame(line)]
+def rewritten(file: RuleSet, earlier: Sequence[RuleSet], later: Sequence[RuleSet], policies: Policies,
+              policy: Policy) -> Rewritten:
+    """*file* made stateless, between those that ufw loads *earlier* and *later*; the same object where nothing changes.
+
+    What the others hold tells which packets its rules meet, and which UDP this host serves.
+    """
     own = _appending(file)
-    both = file.with_lines((*outside, *own.lines))
-    outcome = make_stateless(both, policy)
+    frame = whole((), file.family, policies, False).lines
+    front = (*frame, *(x for one in later for x in one.lines if x.kind in ("table", "chain", "commit")),
+             *(x for one in earlier for x in one.lines))
+    behind = (x for one in later for x in one.lines if x.kind == "rule")
+    lines = (*_outside(front), *own.lines, *_outside(behind))
+    both = file.with_lines(lines)
+    outcome = make_stateless(both, replace(policy, reassemble=False))
     if outcome.blockers or outcome.ruleset is both:
         return replace(outcome, ruleset=file)
-    lines = tuple(line for line in outcome.ruleset.lines if line.number >= 0)
-    return replace(outcome, ruleset=file if lines == own.lines else file.with_lines(lines))
+    kept = tuple(line for line in outcome.ruleset.lines if line.number != _OUTSIDE)
+    return replace(outcome, ruleset=file if kept == own.lines else file.with_lines(kept))
 
 
-def _is_frame(line: Line) -> bool:
-    """Whether *line* is structure: a table, a chain, a jump to a chain, or what keeps fragments whole."""
-    if line.kind in ("table", "chain", "commit"):
-        return True
-    return line.kind == "rule" and stateful.dependency(line.rule, line.table) is None and (
-        line.rule.target.startswith("ufw") or "socket" in line.rule.matches)
+_OUTSIDE = -1
+
+
+def _outside(lines: Iterable[Line]) -> Iterator[Line]:
+    """*lines* with a number that tells them apart, without rules that the rewrite would have to change."""
+    for line in lines:
+        found = stateful.dependency(line.rule, line.table) if line.kind == "rule" else None
+        if found is None or found.kind == "notrack":
+            yield replace(line, number=_OUTSIDE)
+
+
+def kept_whole(files: Sequence[RuleSet], policies: Policies) -> tuple[RuleSet, ...]:
+    """*files* with a rule in the first that keeps fragments reassembled, where the rules need that.
+
+    It stands in a chain of ufw's own, which every load empties: in mangle, one more would gather with each reload.
+    """
+    family = files[0].family
+    after = whole(files, family, policies, False)
+    if any("socket" in line.rule.matches for line in after.rules()) or not fragments.needs_reassembly(after):
+        return tuple(files)
+    chain = f"{_prefix(family)}-before-input"
+    lines = list(files[0].lines)
+    ends = [i for i, line in enumerate(lines) if line.kind == "commit" and line.table == "filter"]
+    if not ends:
+        return tuple(files)
+    text = fragments.RULE.replace("PREROUTING", chain).partition(" -j ")[0]  # in filter it must not even accept
+    lines.insert(ends[-1], Line(0, text, "rule", "filter", chain))
+    return (files[0].with_lines(lines), *files[1:])
+
+
+def loadable(ruleset: RuleSet) -> str:
+    """*ruleset*, which may name a table several times, as one text for ``iptables-restore``."""
+    found: list[str] = []
+    for table in dict.fromkeys(ruleset.tables()):
+        lines = [x for x in ruleset.of_table(table) if x.kind in ("chain", "rule")]
+        chains = {x.chain: x.text for x in reversed(lines) if x.kind == "chain"}  # the first one has the policy
+        found += [f"*{table}", *chains.values(), *(x.text for x in lines if x.kind == "rule"), "COMMIT", ""]
+    return "\n".join(found)
 
 
 def _appending(file: RuleSet) -> RuleSet:

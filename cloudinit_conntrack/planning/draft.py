@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..actions import Action, WriteFile
+from ..actions import Action, ProveLoading, WriteFile
 from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
 from ..state import FileImage, State
@@ -54,6 +54,7 @@ class Draft:
     findings: list[Item]
     derived: frozenset[Flow] = frozenset()  # of the flows those that nobody named: they open nothing
     closed: set[Flow] = field(default_factory=set)
+    proofs: list[ProveLoading] = field(default_factory=list)  # of rules that no saved file holds as they are loaded
 
 
 def decoded(content: bytes) -> str:

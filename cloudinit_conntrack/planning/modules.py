@@ -79,9 +79,9 @@ def blocking(draft: Draft) -> list[Action]:
     content = kmod.modprobe_conf(desired.modules.extra).encode()
     if found is not None and found.content == content:
         return []
-    proofs: list[Action] = []
+    proofs: list[ProveLoading] = []
     if draft.state.kernel is not None:
-        proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
+        proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"] + draft.proofs
     image = new_image(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 
 from .. import guard
+from ..actions import ProveLoading
 from ..netfilter import ufw
 from ..netfilter.ruleset import RuleSet, format_ruleset
 from ..netfilter.stated import stated
@@ -80,12 +80,14 @@ def _plan_family(draft: Draft, family: str, policies: ufw.Policies, untracked: b
     files = [file for file in found if file is not None]
     before = [ufw.parse_file(file.text, family, file.path) for file in files]
     after: list[RuleSet] = []
+    policy = rewrite_policy(draft.desired, draft.state.kernel)
     for number, ruleset in enumerate(before):
-        others = after + before[number + 1:]  # what keeps fragments whole is added once
-        policy = replace(rewrite_policy(draft.desired, draft.state.kernel), drop_empty_nat=True)
-        outcome = ufw.rewritten(ruleset, others, policies, policy)
+        outcome = ufw.rewritten(ruleset, after, before[number + 1:], policies, policy)
         _report(draft, files[number], ruleset, outcome.blockers, outcome.notes)
         after.append(outcome.ruleset)
+    if policy.reassemble and any(one is not other for one, other in zip(before, after)):
+        after = list(ufw.kept_whole(after, policies))
+    _prove(draft, family, after, policies)
     changed = [number for number, ruleset in enumerate(after) if ruleset is not before[number]]
     if not changed:
         return False
@@ -96,6 +98,13 @@ def _plan_family(draft: Draft, family: str, policies: ufw.Policies, untracked: b
         write_file(draft, files[number].path, files[number].image, content,
                    "ufw loads rules from it that depend on conntrack")
     return True
+
+
+def _prove(draft: Draft, family: str, after: list[RuleSet], policies: ufw.Policies) -> None:
+    if draft.desired.mode == "unload" and draft.state.kernel is not None:
+        text = ufw.loadable(ufw.whole(after, family, policies, False))
+        draft.proofs.append(ProveLoading(f"/etc/ufw ({family})", family, text,
+                                         "rules that do not load under the block leave ufw's ports closed at boot"))
 
 
 def _report(draft: Draft, file: FoundFile, ruleset: RuleSet, blockers: tuple[RuleBlocker, ...],
@@ -123,8 +132,8 @@ def _judge(draft: Draft, family: str, before: RuleSet, after: RuleSet) -> None:
         draft.widenings.append(Item(f"widening:{where}:{number}", where, str(told)))
     for number, told in enumerate(difference.narrowed, 1):
         draft.findings.append(Item(f"narrowing:{where}:{number}", where, f"no longer accepted: {told}"))
-    for told in difference.handshakes[:3]:
-        draft.blockers.append(Item(f"handshake:{where}", where, f"the new rules would let in {told}",
+    for number, told in enumerate(difference.handshakes[:3], 1):
+        draft.blockers.append(Item(f"handshake:{where}:{number}", where, f"the new rules would let in {told}",
                                    "this is our defect: report it with the rule-set"))
 
 

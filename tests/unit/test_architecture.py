@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cloudinit_conntrack"
 FLOORS = (
     ("errors",),
     ("netfilter",),
-    ("state", "messages", "fields", "document", "config", "kmod", "shellvars", "haproxy", "scripts"),
+    ("state", "messages", "fields", "document", "config", "kmod", "shellvars", "haproxy", "scripts", "containers"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
     ("perform", "verify", "transaction", "report", "status", "run"),
