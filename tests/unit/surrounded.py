@@ -36,7 +36,8 @@ class Surrounded:
             self.host.write(f"{LIB}/{unit}")
             place = self.host.tree / ETC.lstrip("/") / f"{target}.wants"
             place.mkdir(parents=True, exist_ok=True)
-            os.symlink(f"{LIB}/{unit}", place / unit)
+            if not (place / unit).is_symlink():
+                os.symlink(f"{LIB}/{unit}", place / unit)
 
     def state(self, kernel: Kernel | None = ABSENT, command_line: str = "") -> State:
         root = self.host.root
