@@ -11,28 +11,15 @@ from cloudinit_conntrack.host.hooks import conntrack_hooks, hooks_of
 __all__ = ["fake_host"]
 
 # The form that nft 1.0.6 prints (src/mnl.c), with the functions of a 6.12 kernel.
-HOOKED = """\
-family ip {
-	hook prerouting {
-		-0000000400 ipv4_conntrack_defrag [nf_defrag_ipv4]
-		-0000000200 ipv4_conntrack_in [nf_conntrack]
-	}
-	hook input {
-		 0000000000 chain ip filter INPUT [nf_tables]
-		+2147483647 nf_confirm [nf_conntrack]
-	}
-}
-"""
-FREE = """\
-family ip {
-	hook prerouting {
-		-0000000400 ipv4_conntrack_defrag [nf_defrag_ipv4]
-	}
-	hook input {
-		 0000000000 chain ip conntrack INPUT [nf_tables]
-	}
-}
-"""
+HOOKED = (
+    "family ip {\n\thook prerouting {\n\t\t-0000000400 ipv4_conntrack_defrag [nf_defrag_ipv4]\n"
+    "\t\t-0000000200 ipv4_conntrack_in [nf_conntrack]\n\t}\n\thook input {\n"
+    "\t\t 0000000000 chain ip filter INPUT [nf_tables]\n\t\t+2147483647 nf_confirm [nf_conntrack]\n\t}\n}\n"
+)
+FREE = (
+    "family ip {\n\thook prerouting {\n\t\t-0000000400 ipv4_conntrack_defrag [nf_defrag_ipv4]\n\t}\n"
+    "\thook input {\n\t\t 0000000000 chain ip conntrack INPUT [nf_tables]\n\t}\n}\n"
+)
 
 
 def test_conntracks_hooks() -> None:

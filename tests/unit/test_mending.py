@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ M = "#cloudinit-conntrack: "
 # path, mode, before, after
 CASES = [
     ("/etc/sysctl.d/90-lb.conf", "unload",
-     "# tuning\nnet.core.somaxconn = 4096\nnet.netfilter.nf_conntrack_max = 1048576\n  net/netfilter/nf_conntrack_buckets=1\n"
+     "# tuning\nnet.core.somaxconn = 4096\nnet.netfilter.nf_conntrack_max = 1048576\n"
+     "  net/netfilter/nf_conntrack_buckets=1\n"
      "net.nf_conntrack_max=1\n-net.netfilter.nf_conntrack_acct = 1\nnet.netfilter.nf_conntrack_frag6_timeout=60\n"
      "; net.netfilter.nf_conntrack_max = 2",
      f"# tuning\nnet.core.somaxconn = 4096\n{M}net.netfilter.nf_conntrack_max = 1048576\n"
@@ -36,7 +38,8 @@ CASES = [
      "options nf_conntrack enable_hooks=0\noptions other enable_hooks=1\n# options nf_conntrack enable_hooks=1\n",
      f"options nf_conntrack hashsize=65536 acct=1\n{M}options  nf-conntrack\tenable_hooks=Y\n"
      "options nf_conntrack enable_hooks=0\noptions other enable_hooks=1\n# options nf_conntrack enable_hooks=1\n"),
-    ("/etc/waagent.conf", "stateless", "OS.RootDeviceScsiTimeout=300\nOS.EnableFirewall=y  # yes\nHttpProxy.Host=None\n",
+    ("/etc/waagent.conf", "stateless",
+     "OS.RootDeviceScsiTimeout=300\nOS.EnableFirewall=y  # yes\nHttpProxy.Host=None\n",
      "OS.RootDeviceScsiTimeout=300\nOS.EnableFirewall=n  # yes\nHttpProxy.Host=None\n"),
     ("/etc/waagent.conf", "unload", "OS.EnableFirewall = Y\n", "OS.EnableFirewall = n\n"),
 ]  # fmt: skip
@@ -156,12 +159,11 @@ def test_any_text_survives(text: str) -> None:
 
 def test_real_modprobe_reads_what_is_left(tmp_path: Path) -> None:
     """kmod's own view of the edited file: ``modprobe --showconfig`` with it as the whole configuration."""
-    import subprocess
-
     before = "options nf_conntrack hashsize=65536 enable_hooks=1\noptions nf_conntrack enable_hooks=1\n"
     (tmp_path / "ct.conf").write_text(without_hooks_option(before))
-    shown = subprocess.run(["modprobe", "-C", str(tmp_path), "--showconfig"], capture_output=True, text=True, check=True)
-    assert [x for x in shown.stdout.splitlines() if x.startswith("options nf_")] == ["options nf_conntrack hashsize=65536"]
+    words = ["modprobe", "-C", str(tmp_path), "--showconfig"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [x for x in shown if x.startswith("options nf_")] == ["options nf_conntrack hashsize=65536"]
 
 
 def test_kernel_that_has_the_module_is_no_obstacle_to_mending_sysctls(fake_host: FakeHost) -> None:

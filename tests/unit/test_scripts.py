@@ -74,7 +74,8 @@ def test_stateful_commands(line: str, kind: str) -> None:
 
 
 def test_lines_are_counted_through_continued_ones() -> None:
-    text = "#!/bin/sh\niptables -A INPUT \\\n  -p tcp -j ACCEPT\niptables -A INPUT -m state \\\n --state NEW -j ACCEPT\n\nconntrack -F\n"
+    text = ("#!/bin/sh\niptables -A INPUT \\\n  -p tcp -j ACCEPT\n"
+            "iptables -A INPUT -m state \\\n --state NEW -j ACCEPT\n\nconntrack -F\n")  # fmt: skip
     assert [(c.line, c.kind) for c in stateful_commands(script(text))] == [(4, "rule"), (7, "asks")]
 
 
@@ -95,7 +96,7 @@ def test_any_text_is_survived(text: str) -> None:
 
 def test_a_restored_file_is_a_saved_one(fake_host: FakeHost) -> None:
     """The rules that ifupdown restores are rewritten like those of netfilter-persistent."""
-    fake_host.write("/etc/network/interfaces", "auto eth0\niface eth0 inet dhcp\n pre-up iptables-restore < /etc/fw.rules\n")
+    fake_host.write("/etc/network/interfaces", "iface eth0 inet dhcp\n pre-up iptables-restore < /etc/fw.rules\n")
     fake_host.write("/etc/fw.rules", "*filter\n:INPUT DROP [0:0]\n-A INPUT -m state --state ESTABLISHED -j ACCEPT\n"
                     "-A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n")  # fmt: skip
     here = Surrounded(fake_host)

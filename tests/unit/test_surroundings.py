@@ -37,15 +37,17 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...], tuple[st
                        {"/etc/NetworkManager/system-connections/a.nmconnection": "[ipv4]\nmethod=auto\n"},
                        ("stateless", "unload"), ()),
     "systemd-networkd": ({"/etc/systemd/network/a.network": "[Network]\nIPMasquerade=both\n"},
-                         {"/etc/systemd/network/a.network": "[Network]\nIPMasquerade=no\n"}, ("stateless", "unload"), ()),
+                         {"/etc/systemd/network/a.network": "[Network]\nIPMasquerade=no\n"},
+                         ("stateless", "unload"), ()),
     "conntrackd": ({}, {}, ("stateless", "unload"), ()),
     "ulogd": ({"/etc/ulogd.conf": "stack=ct1:NFCT,ip2str1:IP2STR\n"}, {"/etc/ulogd.conf": "#stack=ct1:NFCT\n"},
               ("unload",), ("stateless",)),
     "fail2ban": ({"/etc/fail2ban/jail.local": "banaction = firewallcmd-multiport\n"},
                  {"/etc/fail2ban/jail.local": "banaction = iptables-multiport\n"}, (), ("stateless", "unload")),
-    "tuned": ({"/etc/tuned/active_profile": "lb\n", "/etc/tuned/lb/tuned.conf": "[sysctl]\nnet.netfilter.nf_conntrack_max=1\n"},
-              {"/etc/tuned/active_profile": "lb\n", "/etc/tuned/other/tuned.conf": "net.netfilter.nf_conntrack_max=1\n"},
-              (), ("unload",)),
+    "tuned": ({"/etc/tuned/active_profile": "lb\n",
+               "/etc/tuned/lb/tuned.conf": "[sysctl]\nnet.netfilter.nf_conntrack_max=1\n"},
+              {"/etc/tuned/active_profile": "lb\n",
+               "/etc/tuned/other/tuned.conf": "[sysctl]\nnet.netfilter.nf_conntrack_max=1\n"}, (), ("unload",)),
     "node_exporter": ({}, {}, (), ("unload",)),
     "collectd": ({"/etc/collectd/collectd.conf": "LoadPlugin conntrack\n"},
                  {"/etc/collectd/collectd.conf": "#LoadPlugin conntrack\n"}, (), ("unload",)),
@@ -227,7 +229,9 @@ def test_stateless_on_kernels_that_track_without_being_asked(fake_host: FakeHost
     assert "hooks:kernel" not in ids(here.plan("unload", loaded).blockers + here.plan("unload", loaded).findings)
 
 
-@pytest.mark.parametrize("word", ["nf_conntrack.enable_hooks=1", "nf-conntrack.enable_hooks=Y", "nf_conntrack.enable_hooks"])
+@pytest.mark.parametrize(
+    "word", ["nf_conntrack.enable_hooks=1", "nf-conntrack.enable_hooks=Y", "nf_conntrack.enable_hooks"]
+)
 def test_enable_hooks_on_the_command_line(fake_host: FakeHost, word: str) -> None:
     here = Surrounded(fake_host)
     (blocker,) = here.plan("stateless", ABSENT, f"root=/dev/sda1 {word} quiet\n").blockers

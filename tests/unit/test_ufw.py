@@ -60,7 +60,7 @@ USER = """\
 
 ### tuple ### limit tcp 80 0.0.0.0/0 any 0.0.0.0/0 in
 -A ufw-user-input -p tcp --dport 80 -m conntrack --ctstate NEW -m recent --set
--A ufw-user-input -p tcp --dport 80 -m conntrack --ctstate NEW -m recent --update --seconds 30 --hitcount 6 -j ufw-user-limit
+-A ufw-user-input -p tcp --dport 80 -m conntrack --ctstate NEW -m recent --update --hitcount 6 -j ufw-user-limit
 -A ufw-user-input -p tcp --dport 80 -j ufw-user-limit-accept
 
 ### tuple ### allow udp 9443 0.0.0.0/0 any 0.0.0.0/0 in
@@ -127,7 +127,8 @@ def test_undone_byte_for_byte(fake_host: FakeHost) -> None:
 
 def test_the_policy_line_is_what_a_shell_makes_of_it(fake_host: FakeHost, tmp_path: Path) -> None:
     """ufw-init's two uses of the policy: compared with ACCEPT, and handed to printf unquoted."""
-    shell = ('. "$1"; [ "$DEFAULT_OUTPUT_POLICY" = ACCEPT ] && echo tracks; [ "$DEFAULT_INPUT_POLICY" = DROP ] && echo drops\n'
+    shell = ('. "$1"; [ "$DEFAULT_OUTPUT_POLICY" = ACCEPT ] && echo tracks\n'
+             '[ "$DEFAULT_INPUT_POLICY" = DROP ] && echo drops\n'
              'printf ":OUTPUT %s [0:0]\\n:INPUT %s [0:0]\\n" $DEFAULT_OUTPUT_POLICY $DEFAULT_INPUT_POLICY')  # fmt: skip
     here = a_host(fake_host)
     text = here.mend(here.plan("stateless"), "/etc/default/ufw")["/etc/default/ufw"]
@@ -170,8 +171,8 @@ def test_a_policy_that_is_none_is_refused(fake_host: FakeHost) -> None:
 
 def test_nat_in_before_rules_is_refused_with_its_place(fake_host: FakeHost) -> None:
     here = a_host(fake_host)
-    fake_host.write("/etc/ufw/before.rules", "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
-                    + BEFORE)  # fmt: skip
+    nat = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
+    fake_host.write("/etc/ufw/before.rules", nat + BEFORE)
     (blocker,) = here.plan("stateless").blockers
     assert blocker.where == "/etc/ufw/before.rules: table nat, chain POSTROUTING, rule 1"
 
