@@ -104,7 +104,7 @@ s.settimeout(1.5)
 try:
     s.connect((host, port))
     if kind == "udp":
-        s.send(b"?")
+        s.send(b"?" * int(sys.argv[4]))
     print(s.recv(9).decode())
 except OSError as error:
     print("no answer")
@@ -122,13 +122,13 @@ def connect_neighbour(boot: Boot, *ports: int) -> None:
     boot.spawn([*IN_NEIGHBOUR, "python3", "-c", server])
     for prefix, host in (((), "127.0.0.1"), (IN_NEIGHBOUR, "127.0.0.1")):
         for _ in range(40):
-            if boot.run(*prefix, "python3", "-c", ASK, "tcp", host, str(ports[-1])) == "hello\n":
+            if boot.run(*prefix, "python3", "-c", ASK, "tcp", host, str(ports[-1]), "1") == "hello\n":
                 break
         else:
             raise AssertionError("the servers do not come up")
 
 
-def answers(boot: Boot, kind: str, port: int, family: str, outgoing: bool = False) -> bool:
-    """Whether *port* answers: asked by the neighbour, or (*outgoing*) by the machine."""
+def answers(boot: Boot, kind: str, port: int, family: str, outgoing: bool = False, size: int = 1) -> bool:
+    """Whether *port* answers: asked by the neighbour, or (*outgoing*) by the machine; in UDP by *size* bytes."""
     prefix, host = ((), THERE[family]) if outgoing else (IN_NEIGHBOUR, HERE[family])
-    return boot.run(*prefix, "python3", "-c", ASK, kind, host, str(port)) == "hello\n"
+    return boot.run(*prefix, "python3", "-c", ASK, kind, host, str(port), str(size)) == "hello\n"

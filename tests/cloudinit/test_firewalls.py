@@ -81,6 +81,7 @@ def test_ufw_now_and_at_the_next_boot(suite: Suite, installed: Machine) -> None:
         assert stateful(boot) == []
         connect_neighbour(boot, 22, 80, 443, 8081)
         _packets_are_as_ufw_says(boot)
+        _fragments_are_whole(boot)
         assert entries(boot) == []
         assert product(boot, "verify", 0)["actions"] == []
         assert "allow (outgoing)" in boot.run("ufw", "status", "verbose")
@@ -98,6 +99,16 @@ def _packets_are_as_ufw_says(boot: Boot) -> None:
     # In IPv6 ufw's own 'limit' refuses the first connection already, before we touch anything (0.36.2 here).
     limited = [answers(boot, "tcp", 80, "ipv4") for _ in range(7)]
     assert limited[0] and not limited[-1], limited
+
+
+def _fragments_are_whole(boot: Boot) -> None:
+    """Three fragments reach a port rule as one packet; without the rule that keeps them so, they do not."""
+    keeper = "ufw6-before-input -i none0 -p tcp -m socket -m comment --comment stateless-reassembly"
+    assert f"-A {keeper}" in live(boot)["ipv6"]
+    assert answers(boot, "udp", 443, "ipv6", size=4000)
+    boot.run("ip6tables", "-D", *keeper.split())
+    assert not answers(boot, "udp", 443, "ipv6", size=4000)
+    boot.run("ip6tables", "-A", *keeper.split())
 
 
 def test_ufw_that_lets_nothing_out_still_answers(suite: Suite, installed: Machine) -> None:

@@ -215,3 +215,27 @@ def test_the_whole_loads_by_the_real_restore(
     assert rules.load_in_private_namespace(proof.text, family) is None
     before = ufw.whole([parse_ruleset(t, family) for t in FILES.values()], family, ufw.Policies(), True)
     assert "conntrack" in ufw.loadable(before) and "conntrack" not in proof.text
+
+
+REAL = Path("/work/shared/real")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real files are not part of the project; the cases above are our own")
+@pytest.mark.parametrize(
+    ("before", "before6", "defaults"),
+    [("ufw-0.36.2-before.rules", "ufw-0.36.2-before6.rules", "ufw-0.36.2-default-ufw"),
+     ("ufw-before.rules-netwalker", "ufw-before6.rules-netwalker", "default-ufw-netwalker")],
+)  # fmt: skip
+def test_real_files(
+    fake_host: FakeHost, before: str, before6: str, defaults: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Debian 12, and of a device of 2009 (-m state, NEW in the files): rewritten, and loaded as one."""
+    here = a_host(fake_host, defaults=(REAL / defaults).read_text())
+    fake_host.write("/etc/ufw/before.rules", (REAL / before).read_bytes())
+    fake_host.write("/etc/ufw/before6.rules", (REAL / before6).read_bytes())
+    plan = here.plan("unload")
+    assert plan.blockers == ()
+    monkeypatch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+    for proof in (action for action in plan.actions if isinstance(action, ProveLoading)):
+        assert rules.load_in_private_namespace(proof.text, proof.family) is None
+        assert "conntrack" not in proof.text and "--state" not in proof.text
