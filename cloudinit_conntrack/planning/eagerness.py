@@ -30,7 +30,7 @@ def plan_eagerness(draft: Draft) -> None:
         for where, word in _boot_words(draft.state.surroundings):
             if _loads(word):
                 what = f"{word} asks for a module of conntrack at boot; the block keeps it away, and the log says so"
-                draft.findings.append(Item(f"boot:{where}", where, what, f"take it out of {where}"))
+                draft.findings.append(Item(f"boot:{where}:{word}", where, what, f"take it out of {where}"))
 
 
 def _plan_kernel(draft: Draft) -> None:
@@ -52,7 +52,7 @@ def _plan_options(draft: Draft) -> None:
     for where, word in _boot_words(around):
         prefix, dot, option = word.partition(".")
         if dot and normal(prefix) == "nf_conntrack" and is_enabling(option):
-            draft.blockers.append(Item(f"hooks:{where}", where, f"{word} tracks everything, rules or not",
+            draft.blockers.append(Item(f"hooks:{where}:{word}", where, f"{word} tracks everything, rules or not",
                                        f"take it out of {where} (and run update-grub, or grub2-mkconfig), and reboot"))
     files = [f.path for f in around.files if "/modprobe" in f.path and enables_hooks(f.text)]
     if files and kernel is not None and kernel.conntrack == "loaded":

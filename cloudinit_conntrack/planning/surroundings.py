@@ -28,8 +28,11 @@ def plan_surroundings(draft: Draft) -> None:
         plan_ufw(draft)
         plan_mending(draft)
     for file in draft.state.surroundings.files:
+        lines: set[tuple[int, str]] = set()
         for command in stateful_commands(file):
-            _plan_command(draft, file, command)
+            if (command.line, command.kind) not in lines:  # a line is named once, however much it does
+                _plan_command(draft, file, command)
+            lines.add((command.line, command.kind))
 
 
 def _plan_command(draft: Draft, file: FoundFile, command: Command) -> None:
@@ -37,7 +40,7 @@ def _plan_command(draft: Draft, file: FoundFile, command: Command) -> None:
     if mode == "notrack" or (mode == "stateless" and command.kind != "rule"):
         return  # a module that is loaded, or asked, tracks nothing by itself
     where = f"{file.path}:{command.line}"
-    item = Item(f"script:{where}", where, f"{command.text}: {_SAYS[command.kind]}",
+    item = Item(f"script:{where}:{command.kind}", where, f"{command.text}: {_SAYS[command.kind]}",
                 "take the line out" if command.kind != "rule" else "take the line out; what it is for belongs into the "
                 "saved rules, which are rewritten")
     (draft.blockers if command.kind == "rule" else draft.findings).append(item)

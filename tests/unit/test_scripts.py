@@ -6,7 +6,7 @@ import pytest
 from fakehost import FakeHost, fake_host
 from hypothesis import given
 from hypothesis import strategies as st
-from surrounded import Surrounded, ids
+from surrounded import ABSENT, Surrounded, ids
 
 from cloudinit_conntrack.scripts import restored_files, stateful_commands
 from cloudinit_conntrack.state import FileImage, FoundFile
@@ -113,5 +113,16 @@ def test_a_script_that_adds_stateful_rules_blocks(fake_host: FakeHost) -> None:
         (blocker,) = here.plan(mode).blockers
         assert blocker.where == "/etc/rc.local:3" and "MASQUERADE" in blocker.reason
     assert ids(here.plan("notrack").blockers) == set()
-    assert "script:/etc/rc.local:2" in ids(here.plan("unload").findings)
-    assert "script:/etc/rc.local:2" not in ids(here.plan("stateless").findings)
+    assert "script:/etc/rc.local:2:asks" in ids(here.plan("unload").findings)
+    assert "script:/etc/rc.local:2:asks" not in ids(here.plan("stateless").findings)
+
+
+def test_items_can_be_told_apart(fake_host: FakeHost) -> None:
+    line = "iptables -t nat -F; iptables -t nat -X; conntrack -F; conntrack -C; modprobe nf_nat"
+    fake_host.write("/etc/rc.local", f"#!/bin/sh\n{line}\n", 0o755)
+    state = "nf_conntrack.enable_hooks=1 nf_conntrack.enable_hooks=Y modules-load=nf_nat modules_load=nf_nat"
+    for mode in ("stateless", "unload"):
+        plan = Surrounded(fake_host).plan(mode, ABSENT, state)
+        assert len(plan.blockers) == (3 if mode == "stateless" else 1)
+        for items in (plan.blockers, plan.findings):
+            assert len(ids(items)) == len(items)

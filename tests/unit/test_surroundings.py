@@ -254,7 +254,7 @@ def test_enable_hooks_in_grubs_defaults(fake_host: FakeHost) -> None:
 
 def test_a_module_that_the_command_line_loads_is_told(fake_host: FakeHost) -> None:
     plan = Surrounded(fake_host).plan("unload", ABSENT, "modules-load=bonding,nf_conntrack")
-    assert "boot:/proc/cmdline" in ids(plan.findings)
+    assert "boot:/proc/cmdline:modules-load=bonding,nf_conntrack" in ids(plan.findings)
 
 
 def test_enable_hooks_as_loaded(fake_host: FakeHost) -> None:
