@@ -70,10 +70,20 @@ def parse_file(text: str, family: str, path: str) -> RuleSet:
 
 
 def whole(files: Iterable[RuleSet], family: str, policies: Policies, tracking: bool) -> RuleSet:
-    """All that ufw-init loads, as one rule-set; *tracking*: with the rules of ``ufw-track-*``."""
+    """All that ufw-init loads, each table once; *tracking*: with the rules of ``ufw-track-*``."""
     frame = parse_ruleset(_frame(family, policies, tracking), family, "ufw")
-    lines = [line for one in files for line in one.lines]
-    return frame.with_lines((*frame.lines, *lines, *parse_ruleset(_last(family), family, "ufw").lines))
+    last = parse_ruleset(_last(family), family, "ufw")
+    lines = [line for one in (frame, *files, last) for line in one.lines]
+    tables = dict.fromkeys(line.table for line in lines if line.kind == "table")
+    return frame.with_lines(x for table in tables for x in _one_table([y for y in lines if y.table == table]))
+
+
+def _one_table(lines: Sequence[Line]) -> Iterator[Line]:
+    """The lines of one table under one header, every chain declared once: the first declaration has the policy."""
+    yield from [line for line in lines if line.kind == "table"][:1]
+    yield from {x.chain: x for x in reversed(lines) if x.kind == "chain"}.values()
+    yield from (line for line in lines if line.kind == "rule")
+    yield from [line for line in lines if line.kind == "commit"][:1]
 
 
 def rewritten(file: RuleSet, earlier: Sequence[RuleSet], later: Sequence[RuleSet], policies: Policies,
@@ -83,20 +93,31 @@ def rewritten(file: RuleSet, earlier: Sequence[RuleSet], later: Sequence[RuleSet
     What the others hold tells which packets its rules meet, and which UDP this host serves.
     """
     own = _appending(file)
-    frame = whole((), file.family, policies, False).lines
-    front = (*frame, *(x for one in later for x in one.lines if x.kind in ("table", "chain", "commit")),
-             *(x for one in earlier for x in one.lines))
-    behind = (x for one in later for x in one.lines if x.kind == "rule")
-    lines = (*_outside(front), *own.lines, *_outside(behind))
-    both = file.with_lines(lines)
+    front = list(_outside(whole(earlier, file.family, policies, False).lines))
+    front += _outside(x for one in later for x in one.lines if x.kind in ("table", "chain"))
+    behind = _outside(x for one in later for x in one.lines if x.kind == "rule")
+    both = file.with_lines((*_within(own, front), *behind))
     outcome = make_stateless(both, replace(policy, reassemble=False))
     if outcome.blockers or outcome.ruleset is both:
         return replace(outcome, ruleset=file)
-    kept = tuple(line for line in outcome.ruleset.lines if line.number != _OUTSIDE)
+    known = {(x.table, x.chain) for x in front}
+    kept = tuple(x for x in outcome.ruleset.lines
+                 if x.number != _OUTSIDE or (x.kind == "chain" and (x.table, x.chain) not in known))
     return replace(outcome, ruleset=file if kept == own.lines else file.with_lines(kept))
 
 
 _OUTSIDE = -1
+
+
+def _within(own: RuleSet, front: Sequence[Line]) -> Iterator[Line]:
+    """*own* with the lines of *front* behind its headers: a header empties what stands before it."""
+    headers = dict.fromkeys(x.table for x in front if x.kind == "table" and x.table not in own.tables())
+    for table in headers:
+        yield from _one_table([x for x in front if x.table == table])
+    for line in own.lines:
+        yield line
+        if line.kind == "table":
+            yield from (x for x in front if x.table == line.table and x.kind in ("chain", "rule"))
 
 
 def _outside(lines: Iterable[Line]) -> Iterator[Line]:
@@ -124,16 +145,6 @@ def kept_whole(files: Sequence[RuleSet], policies: Policies) -> tuple[RuleSet, .
     text = fragments.RULE.replace("PREROUTING", chain).partition(" -j ")[0]  # in filter it must not even accept
     lines.insert(ends[-1], Line(0, text, "rule", "filter", chain))
     return (files[0].with_lines(lines), *files[1:])
-
-
-def loadable(ruleset: RuleSet) -> str:
-    """*ruleset*, which may name a table several times, as one text for ``iptables-restore``."""
-    found: list[str] = []
-    for table in dict.fromkeys(ruleset.tables()):
-        lines = [x for x in ruleset.of_table(table) if x.kind in ("chain", "rule")]
-        chains = {x.chain: x.text for x in reversed(lines) if x.kind == "chain"}  # the first one has the policy
-        found += [f"*{table}", *chains.values(), *(x.text for x in lines if x.kind == "rule"), "COMMIT", ""]
-    return "\n".join(found)
 
 
 def _appending(file: RuleSet) -> RuleSet:

@@ -102,7 +102,7 @@ def _plan_family(draft: Draft, family: str, policies: ufw.Policies, untracked: b
 
 def _prove(draft: Draft, family: str, after: list[RuleSet], policies: ufw.Policies) -> None:
     if draft.desired.mode == "unload" and draft.state.kernel is not None:
-        text = ufw.loadable(ufw.whole(after, family, policies, False))
+        text = format_ruleset(ufw.whole(after, family, policies, False))
         draft.proofs.append(ProveLoading(f"/etc/ufw ({family})", family, text,
                                          "rules that do not load under the block leave ufw's ports closed at boot"))
 

@@ -13,6 +13,7 @@ from cloudinit_conntrack.actions import ProveLoading
 from cloudinit_conntrack.host import rules
 from cloudinit_conntrack.netfilter import ufw
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
+from cloudinit_conntrack.netfilter.ruleset import format_ruleset
 from cloudinit_conntrack.planning.ufw import UNTRACKED
 
 __all__ = ["fake_host"]
@@ -214,7 +215,7 @@ def test_the_whole_loads_by_the_real_restore(
     monkeypatch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
     assert rules.load_in_private_namespace(proof.text, family) is None
     before = ufw.whole([parse_ruleset(t, family) for t in FILES.values()], family, ufw.Policies(), True)
-    assert "conntrack" in ufw.loadable(before) and "conntrack" not in proof.text
+    assert "conntrack" in format_ruleset(before) and "conntrack" not in proof.text
 
 
 REAL = Path("/work/shared/real")
