@@ -18,6 +18,7 @@ from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, u
 from .planning.native import plan_native
 from .planning.nativefiles import plan_native_file
 from .planning.rules import live_to_plan, plan_live, plan_saved
+from .planning.surroundings import plan_surroundings
 from .state import State
 
 __all__ = ["BLOCK_FILE", "Item", "Plan", "make_plan", "rewrite_policy"]
@@ -26,17 +27,24 @@ __all__ = ["BLOCK_FILE", "Item", "Plan", "make_plan", "rewrite_policy"]
 def make_plan(desired: Desired, state: State) -> Plan:
     """The plan for *desired* on *state*; where unloading is impossible, ``fallback``'s plan."""
     plan = _plan_mode(desired, state)
-    module_blockers = [b for b in plan.blockers if b.id.startswith("module:")]
-    if desired.mode != "unload" or desired.fallback == "none" or not module_blockers:
+    impossible = [b for b in plan.blockers if b.id.startswith(_IMPOSSIBLE)]
+    if desired.mode != "unload" or desired.fallback == "none" or not impossible:
         return plan
-    if len(module_blockers) < len(plan.blockers):
+    if len(impossible) < len(plan.blockers):
         return plan
     settled = _plan_mode(replace(desired, mode=desired.fallback, fallback="none"), state)
+    if settled.blockers:  # that mode cannot hold either: both reasons are said, and nothing is done
+        more = tuple(b for b in settled.blockers if b.id not in {known.id for known in plan.blockers})
+        return replace(plan, blockers=plan.blockers + more)
     why = tuple(
         Item(b.id, b.where, f"{b.reason}; settled for {desired.fallback}, as 'fallback' says", b.remedy)
-        for b in module_blockers
+        for b in impossible
     )
     return replace(settled, findings=why + settled.findings)
+
+
+# Blockers for which ``fallback`` was made: the modules cannot go, or a program needs them.
+_IMPOSSIBLE = ("module:", "needs:")
 
 
 def _plan_mode(desired: Desired, state: State) -> Plan:
@@ -44,6 +52,7 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     desired = derived.desired
     draft = Draft(desired, state, [], [], list(derived.blockers), [], list(derived.findings), derived.flows)
     _unsupported(draft)
+    plan_surroundings(draft)
     if desired.persist or state.kernel is None:
         for saved in state.saved:
             (plan_saved if saved.kind == "rules" else plan_module_list)(draft, saved)

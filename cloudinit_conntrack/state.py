@@ -234,6 +234,36 @@ class Initramfs:
 
 
 @dataclass(frozen=True)
+class FoundFile:
+    """A file of other programs that may matter, as found; *path* is absolute, as seen inside the root."""
+
+    path: str
+    image: FileImage
+
+    @property
+    def text(self) -> str:
+        """The content, with bytes that are no UTF-8 kept."""
+        return self.image.content.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What else lives on the host: its units, the files that may bring conntrack back, the kernel's command line."""
+
+    units: Units = Units()
+    files: tuple[FoundFile, ...] = ()
+    command_line: str = ""
+
+    def file(self, path: str) -> FoundFile | None:
+        """The file *path*, or ``None``."""
+        return next((f for f in self.files if f.path == path), None)
+
+    def below(self, *places: str) -> tuple[FoundFile, ...]:
+        """The files in the directories *places* (which end in ``/``), or named so."""
+        return tuple(f for f in self.files if f.path.startswith(places))
+
+
+@dataclass(frozen=True)
 class State:
     """The whole host as observed once.  *kernel* is ``None`` for an image tree (``--root``).
 
@@ -257,3 +287,4 @@ class State:
     native_saved: tuple[NativeFile, ...] = ()
     boot: BootService | None = None
     initramfs: Initramfs | None = None
+    surroundings: Surroundings = Surroundings()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from . import kmod
 from .config import Desired, Flows
 from .errors import HostError
-from .host import modules, observe, probe
+from .host import hooks, modules, observe, probe
 from .host.probe import Probe
 from .host.root import Root
 from .plan import Plan, make_plan
@@ -62,7 +62,7 @@ def evidence(desired: Desired, plan: Plan, root: Root, live: bool) -> tuple[Evid
         if desired.modules.block and desired.persist:
             found += _blocked(root)
     elif live and mode == "stateless":
-        found += [_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES]
+        found += [_unhooked(root), *(_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES)]
     elif live and mode == "notrack":
         found += _flows(plan.flows, root)
     return tuple(found)
@@ -76,6 +76,14 @@ def _absent(root: Root) -> list[Evidence]:
         Evidence("modules", not left, f"loaded: {', '.join(left)}" if left else "no conntrack module is loaded"),
         Evidence("proc", not files, f"{files[0]} is there" if files else "/proc/net/nf_conntrack is gone"),
     ]
+
+
+def _unhooked(root: Root) -> Evidence:
+    there = hooks.conntrack_hooks(root)
+    if there is None:
+        return Evidence("hooks", None, "this kernel does not list its hooks: the probe tells")
+    what = f"conntrack is hooked in: {', '.join(there)}" if there else "no hook of conntrack is registered"
+    return Evidence("hooks", not there, what)
 
 
 def _blocked(root: Root) -> list[Evidence]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..containers import owner_of
 from ..errors import HostError
 from ..state import OtherNamespace
 from .native import native_notes
@@ -50,7 +51,7 @@ def find_namespaces(root: Root = HOST) -> tuple[Found, ...]:
     own = _inode(root, "/proc/self/ns/net")
     for one in _mounted(root):
         found.setdefault(one.inode, one)
-    for one in _of_processes(root):
+    for one in _of_processes(root, own):
         if one.inode not in found:
             found[one.inode] = one
         elif not found[one.inode].path.startswith("/proc/") and ", " not in found[one.inode].owner:
@@ -70,12 +71,14 @@ def _mounted(root: Root) -> Iterator[Found]:
                 yield Found(inode, path, path)
 
 
-def _of_processes(root: Root) -> Iterator[Found]:
+def _of_processes(root: Root, own: int | None) -> Iterator[Found]:
+    """Processes of every namespace but *own*, which nobody asks about."""
     for pid in sorted(int(name) for name in root.listdir("/proc") if name.isdigit()):
         path = f"/proc/{pid}/ns/net"
         inode = _inode(root, path)
-        if inode is not None:
-            yield Found(inode, path, f"pid {pid} ({_comm(root, pid)})")
+        if inode is not None and inode != own:
+            container = _container(root, pid)
+            yield Found(inode, path, f"pid {pid} ({_comm(root, pid)}{', ' if container else ''}{container})")
 
 
 def _comm(root: Root, pid: int) -> str:
@@ -83,6 +86,13 @@ def _comm(root: Root, pid: int) -> str:
         return (root.read_text(f"/proc/{pid}/comm") or "").strip() or "?"
     except HostError:
         return "?"
+
+
+def _container(root: Root, pid: int) -> str:
+    try:
+        return owner_of(root.read_text(f"/proc/{pid}/cgroup") or "")
+    except HostError:
+        return ""
 
 
 def _inode(root: Root, path: str) -> int | None:

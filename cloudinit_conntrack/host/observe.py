@@ -12,7 +12,7 @@ from typing import Callable
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
-from ..state import Kernel, NativeFile, OtherNamespace, Resolution, State
+from ..state import Kernel, NativeFile, OtherNamespace, Resolution, SavedFile, State, Surroundings
 from .haproxy import haproxy_files
 from .initramfs import observe_initramfs
 from .kernel import observe_kernel
@@ -25,6 +25,7 @@ from .rules import default_backend, live_rules
 from .saved import find_saved
 from .service import observe_service
 from .sshd import sshd_ports
+from .surroundings import find_surroundings, restored
 
 Wanted = Callable[[State, NativeFile], bool]
 
@@ -55,22 +56,32 @@ def observe(
 
 
 def _image(root: Root, names: tuple[str, ...]) -> State:
+    around = find_surroundings(root, False)
     resolutions, notes = _resolutions(names, root, False)
-    return State(None, saved=find_saved(root), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
+    return State(None, saved=_saved(root, around), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
                  sshd_ports=sshd_ports(root, False), notes=notes, native_saved=saved_native(root),
-                 boot=observe_service(root, False), initramfs=observe_initramfs(root, False))
+                 boot=observe_service(root, False), initramfs=observe_initramfs(root, False),
+                 surroundings=around)
 
 
 def _live(root: Root, names: tuple[str, ...]) -> State:
+    around = find_surroundings(root, True)
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
     resolutions, notes = _resolutions(names, root, True)
     namespaces, unread = _namespaces(kernel, root)
     native, unreadable = native_rules(rules, root)
-    return State(kernel, rules, find_saved(root), root.read_image(BLOCK_PATH), resolutions, namespaces,
+    return State(kernel, rules, _saved(root, around), root.read_image(BLOCK_PATH), resolutions, namespaces,
                  sshd_ports(root, True), (*unreadable, *notes, *unread), default_backend(), native=native,
                  native_saved=saved_native(root), boot=observe_service(root, True),
-                 initramfs=observe_initramfs(root, True))
+                 initramfs=observe_initramfs(root, True), surroundings=around)
+
+
+def _saved(root: Root, around: Surroundings) -> tuple[SavedFile, ...]:
+    """The saved files of the usual places, and those that a script restores."""
+    found = find_saved(root)
+    known = {saved.path for saved in found}
+    return found + tuple(saved for saved in restored(root, around) if saved.path not in known)
 
 
 def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[Resolution, ...], tuple[str, ...]]:

@@ -10,6 +10,8 @@ from .root import HOST, Root
 PLACES: tuple[tuple[str, str, str], ...] = (
     ("/etc/sysconfig/iptables", "rules", "ipv4"),  # Red Hat: iptables.service
     ("/etc/sysconfig/ip6tables", "rules", "ipv6"),
+    ("/etc/sysconfig/iptables.fallback", "rules", "ipv4"),  # loaded when the first does not load (EL7 and newer)
+    ("/etc/sysconfig/ip6tables.fallback", "rules", "ipv6"),
     ("/etc/iptables/rules.v4", "rules", "ipv4"),  # Debian: netfilter-persistent.service
     ("/etc/iptables/rules.v6", "rules", "ipv6"),
     ("/etc/sysconfig/iptables-config", "iptables-config", "ipv4"),

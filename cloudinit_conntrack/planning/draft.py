@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..actions import Action
+from ..actions import Action, ProveLoading, WriteFile
 from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
 from ..state import FileImage, State
@@ -54,6 +54,7 @@ class Draft:
     findings: list[Item]
     derived: frozenset[Flow] = frozenset()  # of the flows those that nobody named: they open nothing
     closed: set[Flow] = field(default_factory=set)
+    proofs: list[ProveLoading] = field(default_factory=list)  # of rules that no saved file holds as they are loaded
 
 
 def decoded(content: bytes) -> str:
@@ -72,3 +73,24 @@ def place_of(ruleset: RuleSet, number: int) -> str:
         return f"line {number}"
     same = [x.number for x in ruleset.rules(line.table) if x.chain == line.chain]
     return f"table {line.table}, chain {line.chain}, rule {same.index(number) + 1}"
+
+
+def write_file(
+    draft: Draft, path: str, before: FileImage | None, content: bytes, reason: str, like: FileImage | None = None
+) -> None:
+    """Plan that *path*, which is *before* now, becomes *content*; *like* gives a new file's mode and owner.
+
+    Two rooms may change one file: the later one builds on :func:`planned`, and there is one action.
+    """
+    image = new_image(before or like or FileImage(b""), content)
+    for number, action in enumerate(draft.files):
+        if isinstance(action, WriteFile) and action.path == path:
+            draft.files[number] = replace(action, after=image, reason=f"{action.reason}; {reason}")
+            return
+    draft.files.append(WriteFile(path, before, image, reason))
+
+
+def planned(draft: Draft, path: str, image: FileImage) -> FileImage:
+    """What *path* will be as planned so far; *image* where nothing is planned for it."""
+    found = next((a.after for a in draft.files if isinstance(a, WriteFile) and a.path == path), None)
+    return found or image

@@ -7,7 +7,7 @@ from ..actions import Action, DeleteEntries, ProveLoading, UnloadModule, WriteFi
 from ..holders import force_note, foreign_holders
 from ..shellvars import clean_modules_line
 from ..state import FileImage, Kernel, SavedFile
-from .draft import Draft, Item, decoded, new_image
+from .draft import Draft, Item, decoded, new_image, planned, write_file
 
 BLOCK_FILE = kmod.BLOCK_PATH
 
@@ -15,12 +15,12 @@ BLOCK_FILE = kmod.BLOCK_PATH
 def plan_module_list(draft: Draft, saved: SavedFile) -> None:
     if draft.desired.mode == "notrack":
         return
-    cleaned, removed = clean_modules_line(decoded(saved.image.content))
+    cleaned, removed = clean_modules_line(decoded(planned(draft, saved.path, saved.image).content))
     if not removed:
         return
-    image = new_image(saved.image, cleaned.encode("utf-8", "surrogateescape"))
     names = ", ".join(removed)
-    draft.files.append(WriteFile(saved.path, saved.image, image, f"it loads {names} at every start of the firewall"))
+    write_file(draft, saved.path, saved.image, cleaned.encode("utf-8", "surrogateescape"),
+               f"it loads {names} at every start of the firewall")
     helpers = [n for n in removed if n.startswith(("nf_conntrack_", "ip_conntrack_", "nf_nat_", "ip_nat_"))]
     if helpers:
         draft.findings.append(Item(f"helper:{saved.path}", saved.path,
@@ -79,9 +79,9 @@ def blocking(draft: Draft) -> list[Action]:
     content = kmod.modprobe_conf(desired.modules.extra, _dependants(draft, found)).encode()
     if found is not None and found.content == content:
         return []
-    proofs: list[Action] = []
+    proofs: list[ProveLoading] = []
     if draft.state.kernel is not None:
-        proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"]
+        proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"] + draft.proofs
         proofs += [ProveLoading(file.path, "native", "", _WHY_PROVED) for file in draft.state.native_saved]
     image = new_image(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]

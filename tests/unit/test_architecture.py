@@ -14,7 +14,8 @@ PACKAGE = ROOT / "cloudinit_conntrack"
 FLOORS = (
     ("errors",),
     ("netfilter",),
-    ("state", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy"),
+    ("state", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
+     "containers"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "verify", "transaction", "report", "status", "run"),
