@@ -1,6 +1,7 @@
 """Debian's cloud kernels 5.10, 6.1, 6.12 and the newest: apply, verify and revert on each; a change of kernel.
 
-Rules of both back ends and both families at once; the judges are the kernel's files, kmod and iptables.
+Rules of both back ends, both families and native nftables at once; the judges are the kernel's files, kmod, iptables
+and nft.
 """
 
 from __future__ import annotations
@@ -24,17 +25,35 @@ import socket
 for family, to in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     socket.socket(family, socket.SOCK_DGRAM).sendto(b"x", (to, 9))
 """
-SAVED = {"/etc/iptables/rules.v4": RULES4, "/etc/iptables/rules.v6": RULES6,
+NATIVE = """\
+#!/usr/sbin/nft -f
+flush ruleset
+table inet guard {
+    chain input {
+        type filter hook input priority 10; policy drop;
+        ct state vmap { established : accept, related : accept, invalid : drop }
+        iif "lo" accept
+        tcp dport { 22, 80 } ct state new accept
+    }
+}
+"""
+SAVED = {"/etc/nftables.conf": NATIVE,
+         "/etc/iptables/rules.v4": RULES4, "/etc/iptables/rules.v6": RULES6,
          "/root/desired.yaml": "conntrack: {mode: unload}\n", "/root/send.py": SEND}  # fmt: skip
 OLDEST, NEWEST = ("5.10.", "6.1.", "6.12."), (6, 13)
 
 WORDS = """\
 cc() { verb=$1; shift; python3 -m cloudinit_conntrack $verb --format json "$@"; }
 rules() { for b in legacy nft; do for t in iptables ip6tables; do echo "# $t $b"; $t-$b-save 2>/dev/null; done; done; }
-look() { step "$1,modules" cat /proc/modules; step "$1,rules" rules; step "$1,proc" ls /proc/net/nf_conntrack; }
+look() {
+    step "$1,modules" cat /proc/modules; step "$1,rules" rules; step "$1,proc" ls /proc/net/nf_conntrack
+    step "$1,native" nft -s list table inet guard; step "$1,saved" cat /etc/nftables.conf
+}
 blocked() {
     for name in nf_conntrack xt_state xt_conntrack nft-expr-ct; do step "$1,$name" modprobe -n -v $name; done
     for t in iptables-legacy ip6tables-legacy iptables-nft; do step "$1,$t" $t -A INPUT -m state --state NEW; done
+    step "$1,nft" nft add rule inet guard input ct state new accept
+    step "$1,check" nft -c -f /etc/nftables.conf
     look "$1"
 }
 """
@@ -43,6 +62,7 @@ uname -r
 step bare modprobe nf_conntrack
 python3 /root/send.py
 step unhooked cat /proc/net/nf_conntrack
+nft -f /etc/nftables.conf || exit 9
 for b in legacy nft; do
     iptables-$b-restore </etc/iptables/rules.v4 && ip6tables-$b-restore </etc/iptables/rules.v6 || exit 9
 done
@@ -60,6 +80,7 @@ look end
 # The next boot of the same host with another kernel: its saved files load as the distribution loads them.
 SWITCH = """\
 uname -r
+step loadnft nft -f /etc/nftables.conf
 step load4 iptables-restore /etc/iptables/rules.v4
 step load6 ip6tables-restore /etc/iptables/rules.v6
 step apply cc apply
@@ -139,6 +160,14 @@ def test_the_rules_of_both_back_ends_become_stateless(told: QuickResult) -> None
     assert sum("-j REJECT" in line for line in now) == sum("-j REJECT" in line for line in start) == 8
 
 
+def test_native_rules_become_stateless_live_and_saved(told: QuickResult) -> None:
+    start, now = (step(told, f"{look},native").stdout for look in ("start", "applied"))
+    assert start.count("ct state") == 2 and "ct state" not in now
+    assert "tcp dport { 22, 80 }" in now and "policy drop" in now
+    assert "ct state" not in step(told, "applied,saved").stdout
+    assert step(told, "applied,check").ok, "the saved file loads under the block"
+
+
 def test_no_conntrack_module_is_left(told: QuickResult) -> None:
     assert {"nf_conntrack", "xt_conntrack"} <= conntrack(told, "start")
     assert conntrack(told, "applied") == set()
@@ -153,7 +182,7 @@ def test_modprobe_answers_with_the_block(told: QuickResult, name: str) -> None:
     assert not [line for line in before if "/nf_conntrack.ko" in line or f"/{name}.ko" in line], said
 
 
-@pytest.mark.parametrize("tool", ["iptables-legacy", "ip6tables-legacy", "iptables-nft"])
+@pytest.mark.parametrize("tool", ["iptables-legacy", "ip6tables-legacy", "iptables-nft", "nft"])
 def test_a_new_stateful_rule_is_refused(told: QuickResult, tool: str) -> None:
     assert not step(told, f"applied,{tool}").ok
 
@@ -168,6 +197,8 @@ def test_revert_gives_rules_and_modules_back(suite: str) -> None:
     assert answer(told, "revert")["outcome"] == "reverted"
     start, end = (without_counters(step(told, f"{look},rules").stdout) for look in ("start", "end"))
     assert end == start
+    assert step(told, "end,native").stdout == step(told, "start,native").stdout
+    assert step(told, "end,saved").stdout == NATIVE
     assert conntrack(told, "end") == conntrack(told, "start")
 
 
@@ -176,7 +207,7 @@ def test_revert_gives_rules_and_modules_back(suite: str) -> None:
 
 def test_another_kernel_stays_without_conntrack_and_blocked(switched: QuickResult) -> None:
     assert switched.stdout.split()[0] == SID.result()[0].stdout.split()[0]
-    assert step(switched, "load4").ok and step(switched, "load6").ok
+    assert step(switched, "load4").ok and step(switched, "load6").ok and step(switched, "loadnft").ok
     assert answer(switched, "apply")["outcome"] == "nothing-to-do"
     assert conntrack(switched, "switched") == set() and not step(switched, "switched,proc").ok
     assert "install /bin/false" in step(switched, "switched,nf_conntrack").stdout
