@@ -260,17 +260,17 @@ def no_reply(replies: Iterable[Reply]) -> tuple[str, ...] | None:
     if any(reply.addresses for reply in listed):
         return None
     edges = sorted({edge for reply in listed for edge in (reply.sport[0], reply.sport[1] + 1)})
-    found = [_none_of("--sports", _joined(reply.sport for reply in listed))]
+    found = [_none_of("--sports", joined_ranges(reply.sport for reply in listed))]
     for first, end in zip(edges, edges[1:]):
         to = [reply.dport for reply in listed if reply.sport[0] <= first and end - 1 <= reply.sport[1]]
         ranges = [ports for ports in to if ports is not None]
         if to and len(ranges) == len(to):
             own = f"-m multiport --sports {ports_text((first, end - 1))}"
-            found.append(f"{own} {_none_of('--dports', _joined(ranges))}")
+            found.append(f"{own} {_none_of('--dports', joined_ranges(ranges))}")
     return tuple(found)
 
 
-def _joined(ranges: Iterable[Ports]) -> list[Ports]:
+def joined_ranges(ranges: Iterable[Ports]) -> list[Ports]:
     """The same ports in as few ranges as possible."""
     found: list[Ports] = []
     for first, last in sorted(ranges):

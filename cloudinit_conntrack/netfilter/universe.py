@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .packets import Box, PacketSet, Space
 from .parts import SYN_ONLY, flags_matching, icmp_type_of
-from .replies import Ports, named_ports, port_range
+from .replies import Ports, joined_ranges, named_ports, port_range
 from .ruleset import Option, Rule, RuleSet
 from .stateful import STATE_OPTIONS, STATES
 
@@ -66,7 +66,7 @@ class Universe:
 
     def port_mask(self, ranges: Iterable[Ports]) -> int:
         """The atoms of port *ranges*."""
-        return sum(_interval(self.ports, first, last + 1) for first, last in _merged(ranges))
+        return sum(_interval(self.ports, first, last + 1) for first, last in joined_ranges(ranges))
 
     def address_mask(self, texts: Iterable[str]) -> int:
         """The atoms of the networks *texts*."""
@@ -93,16 +93,6 @@ class Universe:
 def _interval(cuts: tuple[int, ...], first: int, end: int) -> int:
     low, high = bisect_left(cuts, first), bisect_left(cuts, end)
     return ((1 << high) - 1) & ~((1 << low) - 1)
-
-
-def _merged(ranges: Iterable[Ports]) -> list[Ports]:
-    found: list[Ports] = []
-    for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
-        else:
-            found.append((first, last))
-    return found
 
 
 def _network(family: str, text: str) -> tuple[int, int]:
