@@ -16,6 +16,8 @@ from .process import Completed, failure, find, private_namespace, run
 
 # Link types that need no hardware; not every kernel has each.
 _LINKS = ("dummy", "veth", "bridge")
+# nft opens /dev/stdin for "-", a link that udev or systemd makes; a guest without them has none (seen, 1.0.6).
+STDIN = "/proc/self/fd/0"
 _SECONDS = 300.0
 _AT_LINE = re.compile(r"^/dev/stdin:(\d+):\d+-\d+: (?:Error: )?(.*)", re.MULTILINE)
 
@@ -37,14 +39,14 @@ def load_json(text: str, netns: str | None = None) -> None:
     """Let nf_tables do *text* as one transaction, checked first.  CommandError with nft's own words."""
     content = text.encode("utf-8", "surrogateescape")
     for option in (["-c"], []):
-        run(["nft", *option, "-j", "-f", "-"], stdin=content, timeout=_SECONDS, netns=netns)
+        run(["nft", *option, "-j", "-f", STDIN], stdin=content, timeout=_SECONDS, netns=netns)
 
 
 def load_text(text: str, netns: str | None = None) -> None:
     """The same for nft's own language."""
     content = text.encode("utf-8", "surrogateescape")
     for option in (["-c"], []):
-        run(["nft", *option, "-f", "-"], stdin=content, timeout=_SECONDS, netns=netns)
+        run(["nft", *option, "-f", STDIN], stdin=content, timeout=_SECONDS, netns=netns)
 
 
 # --- in a namespace of its own ---------------------------------------------------------------
@@ -72,7 +74,7 @@ def loaded(text: str) -> Iterator[str]:
         for name in interfaces(words_of(text)):
             _make_link(name, path)
         content = text.encode("utf-8", "surrogateescape")
-        done = run(["nft", "-f", "-"], stdin=content, timeout=_SECONDS, check=False, netns=path)
+        done = run(["nft", "-f", STDIN], stdin=content, timeout=_SECONDS, check=False, netns=path)
         if done.status != 0:
             raise _refused(done)
         yield path
