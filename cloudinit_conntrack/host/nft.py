@@ -19,7 +19,7 @@ _LINKS = ("dummy", "veth", "bridge")
 # nft opens /dev/stdin for "-", a link that udev or systemd makes; a guest without them has none (seen, 1.0.6).
 STDIN = "/proc/self/fd/0"
 _SECONDS = 300.0
-_AT_LINE = re.compile(r"^/dev/stdin:(\d+):\d+-\d+: (?:Error: )?(.*)", re.MULTILINE)
+_AT_LINE = re.compile(r"^/proc/self/fd/0:(\d+):\d+-\d+: (?:Error: )?(.*)", re.MULTILINE)
 
 
 def listing(netns: str | None = None) -> str:
