@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-from .netfilter.nft_difference import passing
 from .netfilter.nft_kinds import NFPROTO
 from .netfilter.nft_match import Test
 from .netfilter.nft_ruleset import NftRuleSet
@@ -62,6 +61,8 @@ def closed_native_ports(
 
     ValueError where the rules cannot be compared (see :func:`~.netfilter.stated.stated_nft`).
     """
+    from .netfilter.nft_difference import passing  # here: a boot with nothing to do needs none of it
+
     found: dict[int, str] = {}
     for family in NFPROTO:
         asked = [(port, *packet) for port in ports for packet in _packets(port)]
@@ -77,6 +78,8 @@ def closed_native_ports(
 
 def is_closed_native(ruleset: NftRuleSet, port: int) -> bool:
     """Whether no handshake from outside can reach TCP *port* over either family."""
+    from .netfilter.nft_difference import passing  # here: a boot with nothing to do needs none of it
+
     asked = [("INPUT", _tests("INPUT", syn(port)))]
     return not any(passing(ruleset, family, asked)[0][0] for family in NFPROTO)
 

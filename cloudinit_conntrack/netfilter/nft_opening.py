@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .bypass import Flow
-from .nft_difference import passing
 from .nft_kinds import FAMILIES, NFPROTO, Statement
 from .nft_match import Test
 from .nft_notrack import OWN_TABLE, RUNNING, flow_matches
@@ -93,6 +92,8 @@ def _families(chain: Entry, one: FamilyFlow) -> tuple[str, ...]:
 
 
 def _some(ruleset: NftRuleSet, hook: str, family: str, packet: tuple[Test, ...]) -> bool:
+    from .nft_difference import passing  # here: a boot with nothing to do needs none of it
+
     return passing(ruleset, family, [(_PATHS[hook], packet)])[0][0]
 
 

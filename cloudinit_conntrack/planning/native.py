@@ -12,12 +12,10 @@ from ..netfilter.iptables import parse_ruleset
 from ..netfilter.nft_bypass import add_bypass_nft, strip_own_nft, translates
 from ..netfilter.nft_opening import without_refused
 from ..netfilter.nft_ruleset import NftRuleSet, parse_nft
-from ..netfilter.nft_stateless import make_stateless_nft
 from ..netfilter.nft_tables import NOTHING, TableName, changed_tables, listed, only, place_of
 from ..netfilter.nft_text import has_rules, tables_text, words_of
 from ..netfilter.nft_twins import NftBypass
 from ..netfilter.nft_work import NftRewritten
-from ..netfilter.stated import MOST_RULES, stated_nft
 from ..state import FAMILIES, State
 from .draft import Draft, Item, decoded
 from .flows import bypassing, native_bypass_of, rewrite_policy
@@ -98,6 +96,8 @@ def _parsed(listing: str) -> NftRuleSet:
 
 def change(draft: Draft, ruleset: NftRuleSet, where: str) -> NftRewritten:
     """What becomes of *ruleset*."""
+    from ..netfilter.nft_stateless import make_stateless_nft  # here: a boot with nothing to do needs none of it
+
     desired, state = draft.desired, draft.state
     if desired.mode == "notrack":
         bypass = _without_closed(draft, native_bypass_of(desired, state.kernel), strip_own_nft(ruleset), where)
@@ -174,6 +174,8 @@ def _placed(before: NftRuleSet, note: str) -> tuple[str, str]:
 
 def compare(draft: Draft, before: NftRuleSet, outcome: NftRewritten, where: str, key: str) -> None:
     """Say which packets are let through otherwise than before, and refuse to close a port that must stay open."""
+    from ..netfilter.stated import stated_nft  # here: a boot with nothing to do needs none of it
+
     difference, why_not = stated_nft(before, outcome.ruleset)
     if difference is None:
         draft.findings.append(Item(f"difference:{key}", where, why_not))
@@ -203,6 +205,8 @@ def _possible(told: str) -> bool:
 
 
 def _guard(draft: Draft, before: NftRuleSet, after: NftRuleSet, where: str) -> None:
+    from ..netfilter.stated import MOST_RULES  # here: a boot with nothing to do needs none of it
+
     keep = draft.desired.guard.keep
     ports = draft.state.sshd_ports if keep is None else keep
     if sum(1 for _ in before.of_kind("rule")) > MOST_RULES:

@@ -8,7 +8,6 @@ from .. import guard
 from ..actions import ProveLoading
 from ..netfilter import ufw
 from ..netfilter.ruleset import RuleSet, format_ruleset
-from ..netfilter.stated import stated
 from ..netfilter.stateless import RuleBlocker
 from ..state import FoundFile
 from .draft import Draft, Item, decoded, place_of, planned, write_file
@@ -119,6 +118,8 @@ def _report(draft: Draft, file: FoundFile, ruleset: RuleSet, blockers: tuple[Rul
 
 def _judge(draft: Draft, family: str, before: RuleSet, after: RuleSet) -> None:
     """What all files together let through otherwise, and that no port that must stay is closed."""
+    from ..netfilter.stated import stated  # here: a boot with nothing to do needs none of it
+
     where = f"ufw, {family}"
     keep = draft.desired.guard.keep
     for port, reason in guard.closed_ports(before, after, draft.state.sshd_ports if keep is None else keep):
