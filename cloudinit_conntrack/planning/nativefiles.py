@@ -42,6 +42,10 @@ def plan_native_file(draft: Draft, file: NativeFile) -> None:
     if not needs_rules(draft.desired, draft.state, file):
         return
     note = _note(draft.desired, draft.state)
+    if _cannot_matter(draft.state, file):
+        draft.findings.append(Item(f"unloadable:{file.path}", file.path,
+                                   f"this kernel cannot load this file, and no service does: {file.problem}"))
+        return
     if file.problem:
         draft.blockers.append(Item(f"nftables:{file.path}", file.where or file.path,
                                    f"nft cannot load this file: {file.problem}",
@@ -62,6 +66,15 @@ def plan_native_file(draft: Draft, file: NativeFile) -> None:
                                    "change your rules in this file from now on, or revert"))
     draft.files.append(RewriteNative(file.path, file.image, file.text, listed(outcome.ruleset),
                                      summary(outcome, draft.desired.mode), note))
+
+
+def _cannot_matter(state: State, file: NativeFile) -> bool:
+    """Whether *file*, which asks for no connection's state, is loaded by nobody on a kernel that could not do it.
+
+    Debian installs such a file; user-mode Linux has nf_tables without any family of tables.
+    """
+    return ("Operation not supported" in file.problem and not stateful_words(words_of(file.text))
+            and not state.surroundings.units.starts("nftables.service"))
 
 
 def _unlisted(draft: Draft, file: NativeFile, note: str) -> None:
