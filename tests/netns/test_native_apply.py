@@ -398,7 +398,7 @@ def test_a_killed_apply_is_rolled_back_by_the_next(machine: Machine, mode: str, 
     here = f'[ "$(stat -Lc %i /proc/self/ns/net)" = {own} ]'
     act = f'{nft} "$@"; ' if done else ""
     (stubs / "nft").write_text(
-        f'#!/bin/sh\nif [ "$*" = "-j -f -" ] && [ ! -e {marker} ] && {here}; then\n'
+        f'#!/bin/sh\nif [ "$1 $2" = "-j -f" ] && [ ! -e {marker} ] && {here}; then\n'
         f'  touch {marker}; {act}kill -9 $PPID; exit 1\nfi\nexec {nft} "$@"\n', encoding="ascii"
     )  # fmt: skip
     (stubs / "nft").chmod(0o755)
