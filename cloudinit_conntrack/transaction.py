@@ -20,7 +20,7 @@ from .journal import Entry
 from .plan import Plan, make_plan
 from .rehearsal import rehearsed
 from .state import FileImage
-from .verify import Evidence
+from .verify import Before, Evidence
 
 Progress = Callable[[str], None]
 
@@ -53,7 +53,8 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
     with journalfile.alone(root):
         notes = _recover(root, progress)
         before = perform.loaded_modules(root)
-        plan = make_plan(desired, verify.observed(desired, root, live, looking=False))
+        state = verify.observed(desired, root, live, looking=False)
+        plan = make_plan(desired, state)
         if plan.blockers:
             return Applied("blocked", plan, (), notes)
         if not plan.actions:
@@ -65,15 +66,16 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
             plan = rehearsed(plan)
         finally:  # rules that were tried may have loaded what they need
             modules.unload_strays(before, None, root)
-        return Applied("done", plan, _perform(desired, section, plan, before, root, live, progress), notes)
+        reached = verify.before_apply(desired, plan, state, root) if live else Before()
+        return Applied("done", plan, _perform(desired, section, plan, before, reached, root, live, progress), notes)
 
 
 def _perform(
-    desired: Desired, section: object, plan: Plan, before: tuple[str, ...], root: Root, live: bool, progress: Progress
+    desired: Desired, section: object, plan: Plan, before: tuple[str, ...], reached: Before, root: Root, live: bool,
+    progress: Progress,
 ) -> tuple[Evidence, ...]:
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
-    probes = verify.answering(desired.guard.probes) if live else ()
     kept = root.read_image(journalfile.DESIRED)
     journalfile.append(root, journal.begin(number, journalfile.boot_id(root), plan.mode, before))
     begun: list[Action] = []
@@ -84,7 +86,7 @@ def _perform(
             journalfile.append(root, journal.intent(number, action))
             begun.append(action)
             perform.perform(action, root)
-        evidence = verify.after_apply(desired, root, live, probes)
+        evidence = verify.after_apply(desired, root, live, reached)
         _keep(desired, section, root)
         journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
     except BaseException as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import kmod
 from .config import Desired, Flows
 from .errors import HostError
 from .host import hooks, modules, observe, probe
+from .host.outside import Answers, answers_outside
 from .host.probe import Probe
 from .host.root import Root
 from .plan import Plan, make_plan
@@ -17,6 +18,8 @@ from .state import State
 # What a stateful rule, a nat table and the conntrack tool ask modprobe for.
 ASKED = ("nf_conntrack", "xt_conntrack", "xt_state", "ipt_NOTRACK", "iptable_nat", "nft-expr-ct", "nfnetlink-subsys-1")
 FAMILIES = ("ipv4", "ipv6")
+# Seconds for connections from outside: what drops them is asked once more after a second, as TCP does.
+_ASKING, _PATIENT = 1.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,25 @@ def demand(found: tuple[Evidence, ...]) -> None:
                         "look at 'cloudinit-conntrack status' for what holds or loads it")
 
 
-def answering(probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
-    """Those of *probes* that answer now: only these can be missed afterwards."""
-    return tuple((host, port) for host, port in probes if probe.answers(host, port))
+@dataclass(frozen=True)
+class Before:
+    """What answered before apply: only that can be missed afterwards."""
+
+    probes: tuple[Probe, ...] = ()
+    outside: Answers = field(default_factory=Answers)
 
 
-def after_apply(desired: Desired, root: Root, live: bool, probes: tuple[Probe, ...]) -> tuple[Evidence, ...]:
-    """Verify what was just applied.  Raises HostError when it does not hold, or a probe fell silent."""
+def before_apply(desired: Desired, plan: Plan, state: State, root: Root) -> Before:
+    """Ask ``guard.probes``, and from outside the ports to be kept and those of the TCP frontends."""
+    probes = tuple((host, port) for host, port in desired.guard.probes if probe.answers(host, port))
+    keep = state.sshd_ports if desired.guard.keep is None else desired.guard.keep
+    served = {port for flow in plan.flows.frontends if flow.protocol == "tcp"
+              for port in range(flow.ports[0], flow.ports[1] + 1)}
+    return Before(probes, answers_outside(root, served.union(keep), _ASKING))
+
+
+def after_apply(desired: Desired, root: Root, live: bool, before: Before) -> tuple[Evidence, ...]:
+    """Verify what was just applied.  Raises HostError when it does not hold, or what answered fell silent."""
     found = look(desired, root, live)
     if not found.plan.empty:
         left = [f"{a.verb} {a.where}" for a in found.plan.actions] + [b.reason for b in found.plan.blockers]
@@ -139,7 +154,22 @@ def after_apply(desired: Desired, root: Root, live: bool, probes: tuple[Probe, .
     demand(found.evidence)
     silent = [f"{host}:{port}" for host, port in desired.guard.probes if not probe.answers(host, port)]
     if silent:
-        lost = [name for name in silent if name in {f"{h}:{p}" for h, p in probes}]
+        lost = [name for name in silent if name in {f"{h}:{p}" for h, p in before.probes}]
         why = "answered before apply and does not now" if lost else "does not answer"
         raise HostError(f"{', '.join(lost or silent)} {why}", "guard.probes", "look at the rules for it")
-    return found.evidence
+    return found.evidence + _still_reached(before, root)
+
+
+def _still_reached(before: Before, root: Root) -> tuple[Evidence, ...]:
+    """The evidence of fresh connections from outside."""
+    if before.outside.untried:
+        return (Evidence("outside", None, f"no connection from outside could be tried: {before.outside.untried}"),)
+    if not before.outside.given:
+        return ()
+    now = answers_outside(root, {port for _, port in before.outside.given}, _PATIENT)
+    told = ", ".join(f"{host} port {port}" for host, port in sorted(before.outside.given - now.given))
+    if told:
+        raise HostError(f"{told} took a fresh TCP connection from outside before apply and does not now"
+                        + (f" ({now.untried})" if now.untried else ""), "guard", "look at the rules for it")
+    return tuple(Evidence(f"outside:{host}:{port}", True, f"{host} port {port} takes a fresh connection from outside")
+                 for host, port in sorted(before.outside.given))
