@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
@@ -10,11 +11,11 @@ from typing import Callable, NoReturn
 from . import __version__, journal, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
-from .host import inputs, journalfile, observe
+from .host import inputs, journalfile, observe, pending
 from .host.root import Root
 from .plan import Item, make_plan
 from .report import Report
-from .run import applied
+from .run import applied, kept
 from .status import make_status
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
@@ -40,7 +41,20 @@ def make_parser() -> argparse.ArgumentParser:
             verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
+        if name == "apply":
+            verb.add_argument("--confirm-within", metavar="TIME", type=_seconds, default=0.0,
+                              help="undo it after TIME (90s, 5m), unless 'confirm' comes over a new connection")
+    _common(verbs.add_parser(pending.VERB))  # without help it is not listed
     return parser
+
+
+def _seconds(text: str) -> float:
+    """``90``, ``90s``, ``5m`` or ``1h`` in seconds."""
+    found = re.fullmatch(r"(\d{1,6})(s|m|h|)", text)
+    seconds = int(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)] if found else 0
+    if not 5 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time from 5s to 24h, such as 90s or 5m")
+    return float(seconds)
 
 
 def _common(verb: argparse.ArgumentParser) -> None:
@@ -62,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         options = make_parser().parse_args(argv)
         if not options.verb:
             raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
-        code = VERBS[options.verb][0](options)
+        verb = _await if options.verb == pending.VERB else VERBS[options.verb][0]
+        code = verb(options)
         sys.stdout.flush()  # now, while a failure of it can still be told
         return code
     except ConntrackError as error:
@@ -92,6 +107,9 @@ def _status(options: argparse.Namespace) -> int:
         if journal.open_entry(journalfile.read(root)) is not None:
             odd.append(Item("journal", journal.PATH, "an apply was cut off, and is not rolled back yet",
                             "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
+        elif live and pending.read(root) is not None:
+            odd.append(Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",
+                            "run 'cloudinit-conntrack confirm' over a new connection"))
     except ConntrackError as error:  # status is what one asks when something is wrong
         odd.append(Item("journal", error.where, error.what, error.remedy))
     found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
@@ -110,8 +128,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _apply(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    if options.confirm_within and not live:
+        raise UsageError("nobody logs into an image tree to confirm", "--confirm-within", "leave it out with --root")
+    given_up = transaction.settle(root, _progress(options)) if options.config is None and live else ()
+    if given_up and journalfile.kept_desired(root) is None:  # it was the first one
+        _print(kept(Report("", "reverted", message="; ".join(given_up)), root), options)
+        return DONE
     desired, section = _desired(options, root)
-    found, error = applied(desired, section, root, live, _progress(options))
+    found, error = applied(desired, section, root, live, _progress(options), options.confirm_within, given_up)
     if error is not None and options.format == "text":
         raise error
     _print(found, options)
@@ -138,6 +162,25 @@ def _revert(options: argparse.Namespace) -> int:
     return FAILED if found.problems else DONE
 
 
+def _confirm(options: argparse.Namespace) -> int:
+    root, live = _root(options)
+    if not live:
+        raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
+    transaction.confirm(root)
+    section = journalfile.kept_desired(root)
+    mode = str(section.get("mode", "")) if isinstance(section, dict) else ""
+    _print(kept(Report(mode, "confirmed"), root), options)
+    return DONE
+
+
+def _await(options: argparse.Namespace) -> int:
+    root, _ = _root(options)
+    notes = transaction.await_confirmation(root, _progress(options))
+    if notes:
+        _print(kept(Report("", "reverted", message="; ".join(notes)), root), options)
+    return DONE
+
+
 def _rewrite(options: argparse.Namespace) -> int:
     from .rewriting import rewrite  # here: no other verb needs all of nftables' language
 
@@ -154,6 +197,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "apply": (_apply, "do the plan as one transaction: whole, or rolled back whole"),
     "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
     "revert": (_revert, "undo what apply did, newest first"),
+    "confirm": (_confirm, "keep what 'apply --confirm-within' did, over a new connection"),
     "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
 }
 

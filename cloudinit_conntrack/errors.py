@@ -61,6 +61,16 @@ class CommandError(HostError):
     """A command failed.  The message holds the quoted command, its status and stderr."""
 
 
+class BusyError(HostError):
+    """Another run of ours holds the lock."""
+
+
+class UnconfirmedError(ConntrackError):
+    """An earlier apply still waits to be confirmed.  Exit code 3, nothing was changed."""
+
+    exit_code = 3
+
+
 class JournalError(ConntrackError):
     """The journal is torn, foreign, or of another version."""
 

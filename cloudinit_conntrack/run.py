@@ -16,26 +16,34 @@ from .transaction import Progress
 
 
 def applied(
-    desired: Desired, section: object, root: Root, live: bool, progress: Progress
+    desired: Desired, section: object, root: Root, live: bool, progress: Progress, confirm: float = 0.0,
+    notes: tuple[str, ...] = (),
 ) -> tuple[Report, ConntrackError | None]:
-    """Apply, and leave the report as ``/run/cloudinit-conntrack/result.json``.
+    """Apply, and leave the report as ``/run/cloudinit-conntrack/result.json``; it says *notes* too.
 
     Gives the report, and the error where apply failed.
     """
     error: ConntrackError | None = None
     try:
-        outcome = transaction.apply(desired, section, root, live, progress)
-        report = _with_notes(of_plan(outcome.plan, outcome.outcome, outcome.evidence), outcome.notes)
+        outcome = transaction.apply(desired, section, root, live, progress, confirm)
+        report = _with_notes(of_plan(outcome.plan, outcome.outcome, outcome.evidence), (*notes, *outcome.notes))
+        if outcome.outcome == "unconfirmed":
+            told = f"undone in {confirm:g} seconds, unless 'cloudinit-conntrack confirm' comes over a new connection"
+            report = replace(report, message=told)
     except ConntrackError as failed:
         error = failed
         report = Report(desired.mode, "failed", message=str(failed))
-    if live:
-        try:
-            root.make_directory(journalfile.REPORTS)
-            root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
-        except HostError as unwritten:  # what was done is done all the same
-            report = _with_notes(report, (f"this report is not kept for others: {unwritten}",))
-    return report, error
+    return kept(report, root) if live else report, error
+
+
+def kept(report: Report, root: Root) -> Report:
+    """Leave *report* for others; gives it, with a note where that failed."""
+    try:
+        root.make_directory(journalfile.REPORTS)
+        root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
+    except HostError as unwritten:  # what was done is done all the same
+        return _with_notes(report, (f"this report is not kept for others: {unwritten}",))
+    return report
 
 
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:

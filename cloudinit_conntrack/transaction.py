@@ -7,14 +7,15 @@ the rest.  Actions look before they act, so doing or undoing one twice does no h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from . import journal, perform, verify
 from .actions import Action, inverse
 from .config import Desired
-from .errors import ConntrackError, HostError, RollbackError
-from .host import journalfile, modules
+from .errors import BusyError, ConntrackError, HostError, RollbackError, UnconfirmedError, UsageError
+from .host import journalfile, modules, pending
+from .host.pending import Pending
 from .host.root import Root
 from .journal import Entry
 from .plan import Plan, make_plan
@@ -44,14 +45,18 @@ class Reverted:
     notes: tuple[str, ...] = ()
 
 
-def apply(desired: Desired, section: object, root: Root, live: bool, progress: Progress) -> Applied:
+def apply(
+    desired: Desired, section: object, root: Root, live: bool, progress: Progress, confirm: float = 0.0
+) -> Applied:
     """Bring the host to *desired*, as one transaction; *section* is kept for later boots.
 
+    With *confirm* it is undone after so many seconds, unless it is confirmed.
+
     Raises what failed, after everything was rolled back (unless ``on_failure: keep``);
-    RollbackError when undoing failed in part.
+    RollbackError when undoing failed in part; UnconfirmedError while an earlier one may still be confirmed.
     """
     with journalfile.alone(root):
-        notes = _recover(root, progress)
+        notes = settled(root, progress)
         before = perform.loaded_modules(root)
         state = verify.observed(desired, root, live, looking=False)
         plan = make_plan(desired, state)
@@ -67,19 +72,24 @@ def apply(desired: Desired, section: object, root: Root, live: bool, progress: P
         finally:  # rules that were tried may have loaded what they need
             modules.unload_strays(before, None, root)
         reached = verify.before_apply(desired, plan, state, root) if live else Before()
-        return Applied("done", plan, _perform(desired, section, plan, before, reached, root, live, progress), notes)
+        found = _perform(desired, section, plan, before, reached, root, live, progress, confirm)
+        return Applied("unconfirmed" if confirm else "done", plan, found, notes)
 
 
 def _perform(
     desired: Desired, section: object, plan: Plan, before: tuple[str, ...], reached: Before, root: Root, live: bool,
-    progress: Progress,
+    progress: Progress, confirm: float,
 ) -> tuple[Evidence, ...]:
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
     kept = root.read_image(journalfile.DESIRED)
     journalfile.append(root, journal.begin(number, journalfile.boot_id(root), plan.mode, before))
     begun: list[Action] = []
+    waiting = Pending(number, journalfile.boot_id(root), kept.content if kept else None)
     try:
+        if confirm:
+            pending.write(root, waiting)
+            pending.watch()
         for action in plan.actions:
             progress(f"{action.verb} {action.where}")
             perform.check(action, root)
@@ -88,10 +98,13 @@ def _perform(
             perform.perform(action, root)
         evidence = verify.after_apply(desired, root, live, reached)
         _keep(desired, section, root)
+        if confirm:
+            pending.write(root, replace(waiting, since=pending.now(), until=pending.now() + confirm))
         journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
     except BaseException as error:
         if desired.on_failure == "keep" and isinstance(error, ConntrackError):
             journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
+            pending.remove(root)
             raise
         _roll_back(error, Entry(number, "", plan.mode, before, tuple(begun)), kept, root, progress)
         raise
@@ -121,6 +134,7 @@ def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root:
         modules.unload_strays(entry.modules, None, root)
         if not problems:
             _close(entry, root)
+            pending.remove(root)
     except ConntrackError as failed:
         problems.append(str(failed))
     if problems:
@@ -161,6 +175,74 @@ def _recover(root: Root, progress: Progress) -> tuple[str, ...]:
     return ("an earlier apply was cut off and was rolled back first", *notes)
 
 
+def settled(root: Root, progress: Progress) -> tuple[str, ...]:
+    """Undo an apply whose process died, and one that was not confirmed in time; gives what to know of it.
+
+    The caller holds the lock.  UnconfirmedError while there is time to confirm.
+    """
+    notes = _recover(root, progress)
+    found = pending.read(root)
+    if found is None:
+        return notes
+    entry = next((e for e in journalfile.read(root) if e.number == found.number), None)
+    if entry is not None and not pending.is_over(found, root):
+        raise UnconfirmedError("an apply waits to be confirmed", pending.PATH,
+                               "run 'cloudinit-conntrack confirm' over a new connection, or 'revert'")
+    if entry is not None:
+        progress("an apply was not confirmed in time: rolling it back")
+        problems, told = _undo(entry.actions, root, progress)
+        if problems:
+            raise RollbackError(f"an apply was not confirmed, and undoing it failed: {'; '.join(problems)}",
+                                journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
+        notes = (*notes, "an apply that nobody confirmed in time was rolled back", *told)
+    perform.put(journalfile.DESIRED, None if found.kept is None else FileImage(found.kept, 0o600), root)
+    if entry is not None:
+        _after_undo(entry, root)
+        _close(entry, root)
+    pending.remove(root)
+    return notes
+
+
+def settle(root: Root, progress: Progress) -> tuple[str, ...]:
+    """:func:`settled` under the lock."""
+    with journalfile.alone(root):
+        return settled(root, progress)
+
+
+def await_confirmation(root: Root, progress: Progress) -> tuple[str, ...]:
+    """Wait until the apply that is at work or done is confirmed, reverted, or out of time; then undo it.
+
+    Gives what to know of the undoing; nothing where there was none.
+    """
+    while True:
+        found = pending.read(root)
+        if found is None:
+            return ()
+        if found.until is None or pending.is_over(found, root):
+            try:
+                return settle(root, progress)
+            except (BusyError, UnconfirmedError):  # it is at work, or was done just now
+                pass
+        pending.pause()
+
+
+def confirm(root: Root) -> None:
+    """Keep the change that waits to be confirmed.
+
+    HostError when there is none; UsageError over a connection that is older than the change.
+    """
+    with journalfile.alone(root):
+        found = pending.read(root)
+        if found is None or found.since is None or pending.is_over(found, root):
+            raise HostError("nothing waits to be confirmed", "cloudinit-conntrack confirm",
+                            "it was confirmed, reverted, or not confirmed in time: see 'cloudinit-conntrack status'")
+        began = pending.connection_began()
+        if began is not None and began <= found.since:
+            raise UsageError("this ssh connection is older than the change and proves nothing",
+                             "cloudinit-conntrack confirm", "log in anew, and confirm there")
+        pending.remove(root)
+
+
 def _close(entry: Entry, root: Root) -> None:
     """Write down that *entry* is undone."""
     journalfile.append(root, journal.undone(entry.number))
@@ -190,6 +272,7 @@ def revert(root: Root, progress: Progress) -> Reverted:
             journalfile.append(root, journal.undone(entry.number))
         if not problems:
             journalfile.clear(root)
+            pending.remove(root)
         return Reverted(tuple(undone), tuple(problems), tuple(notes))
 
 

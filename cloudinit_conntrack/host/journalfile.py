@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import journal
-from ..errors import HostError
+from ..errors import BusyError, HostError
 from ..journal import Entry
 from ..state import FileImage
 from .root import Root
@@ -95,5 +95,5 @@ def alone(root: Root) -> Iterator[None]:
         root.make_private_dir(place)
     with root.lock(f"{place}/lock") as free:
         if not free:
-            raise HostError("another cloudinit-conntrack is at work", f"{place}/lock", "wait for it and try again")
+            raise BusyError("another cloudinit-conntrack is at work", f"{place}/lock", "wait for it and try again")
         yield

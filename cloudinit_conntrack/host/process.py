@@ -73,6 +73,14 @@ def run(argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0,
     return done
 
 
+def detach(argv: Sequence[str]) -> None:
+    """Start *argv* on its own: it says nothing, and outlives this process and its terminal.
+
+    HostError when it cannot be started.
+    """
+    _start(tuple(argv), subprocess.DEVNULL, subprocess.DEVNULL)
+
+
 def failure(done: Completed, remedy: str = "") -> CommandError:
     """The error that says how *done* failed."""
     how = f"exit status {done.status}" if done.status >= 0 else f"killed by signal {-done.status}"
@@ -125,15 +133,15 @@ def _environment() -> dict[str, str]:
     return {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/"}
 
 
-def _start(words: tuple[str, ...], stdin: int) -> subprocess.Popen[bytes]:
+def _start(words: tuple[str, ...], stdin: int, output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     executable = find(words[0])
     if executable is None:
         raise HostError(f"the command {words[0]} is not there", quoted(words), _where_from(words[0]))
     try:
         # A session of its own: a hanging command is killed with its children, and a key
         # pressed at our terminal never kills half of a restore.
-        return subprocess.Popen(list(words), executable=executable, stdin=stdin, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env=_environment(), cwd="/", start_new_session=True)
+        return subprocess.Popen(list(words), executable=executable, stdin=stdin, stdout=output,
+                                stderr=output, env=_environment(), cwd="/", start_new_session=True)
     except (OSError, ValueError) as error:
         raise HostError(f"cannot be started: {error}", quoted(words)) from error
 

@@ -43,7 +43,7 @@ def observe_service(root: Root = HOST, live: bool = True) -> BootService:
     after, late = _firewalls(root)
     link = root.link_text(LINK) or next(filter(None, map(root.link_text, PACKAGED_LINKS)), "")
     return BootService(True, unit, next(filter(root.exists, PACKAGED), ""), link, taken,
-                       _recorded(unit, root) or (_running() if live else _installed(root)), after, late,
+                       _recorded(unit, root) or (running_program() if live else _installed(root)), after, late,
                        _loaded(root))
 
 
@@ -58,7 +58,7 @@ def _is_program(script: str, root: Root) -> bool:
     return root.exists(f"{script}/__main__.py") or (root.exists(script) and not root.is_directory(script))
 
 
-def _running() -> Program | None:
+def running_program() -> Program | None:
     """This process: its interpreter, and where the package was found (a directory, or in a zip file)."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parent = os.path.dirname(package)

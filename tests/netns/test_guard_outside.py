@@ -45,9 +45,10 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
     """A host with an address in both families, a default route, and nobody on the other side."""
     place = Namespace("host")
     try:
-        for words in ("link set lo up", "link add eth0 type veth peer name far", "link set far up", f"addr add {OWN['ipv4']}/24 dev eth0",
-                      f"-6 addr add {OWN['ipv6']}/64 dev eth0 nodad", "link set eth0 up",
-                      "route add default via 10.9.0.254", "-6 route add default via fd09::fe"):  # fmt: skip
+        for words in ("link set lo up", "link add eth0 type veth peer name far", "link set far up",
+                      f"addr add {OWN['ipv4']}/24 dev eth0", f"-6 addr add {OWN['ipv6']}/64 dev eth0 nodad",
+                      "link set eth0 up", "route add default via 10.9.0.254",
+                      "-6 route add default via fd09::fe"):  # fmt: skip
             place.run("ip", *words.split())
         made = Machine(place, request.param, tmp_path)
         made.furnish()
@@ -127,7 +128,8 @@ def test_a_port_that_fell_silent_rolls_everything_back(machine: Machine, family:
     with listening(machine, 22, 80):
         done = machine.run(1, "apply", "-c", machine.config("stateless", guard=GUARD))
     assert marker.exists()
-    assert f"{OWN[family]} port 22 took a fresh TCP connection from outside before apply and does not now" in done.stderr
+    told = "port 22 took a fresh TCP connection from outside before apply and does not now"
+    assert f"{OWN[family]} {told}" in done.stderr
     assert machine.of_others() == files
     left = without_made_tables(machine.rules(), rules)
     other = next(name for name in FAMILIES if name != family)
