@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import guest_image, layer, seed_case
+from . import confirming, guest_image, layer, seed_case
 from .full_guest import FullGuest
 from .later import Later
 
@@ -52,6 +52,7 @@ class Told:
 
     boots: dict[str, dict[str, str]] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
+    confirmed: dict[str, str] = field(default_factory=dict)
 
     def look(self, name: str, guest: FullGuest) -> None:
         guest.run(seed_case.BOOTED, 240)
@@ -88,6 +89,7 @@ def tell() -> Told:
             told.said["banner"] = seed_case.banner(guest, 4)
             told.said["revert"] = guest.run("cloudinit-conntrack revert", 120).output
             told.said["left"] = guest.run(f"ls {UNIT} {LINK} /etc/modprobe.d").output
+            told.confirmed = confirming.story(guest)
     return told
 
 
@@ -165,6 +167,23 @@ def test_a_rule_that_cannot_be_mended_fails_visibly_and_changes_nothing(told: To
 def test_revert_takes_unit_link_and_block_away(told: Told) -> None:
     assert "reverted" in told.said["revert"]
     assert gone((UNIT, LINK), told.said["left"]) and "00-cloudinit-conntrack" not in told.said["left"]
+
+
+def test_an_unconfirmed_apply_is_undone_though_its_connection_died(told: Told) -> None:
+    """A lock-out: the client is gone, and a unit of its own undoes everything."""
+    cut_off, undone = told.confirmed["cut off"].splitlines(), told.confirmed["undone"].splitlines()
+    assert cut_off[:2] == ["active", "0"], told.confirmed["cut off"]  # it waits, and the modules are gone
+    assert undone[0] == "inactive" and "an apply that nobody confirmed in time was rolled back" in "".join(undone)
+    assert told.confirmed["after"] == told.confirmed["before"]
+
+
+def test_only_a_new_connection_confirms(told: Told) -> None:
+    assert "this ssh connection is older than the change" in told.confirmed["same"]
+    assert "status 2" in told.confirmed["same"]
+    assert told.confirmed["new"].splitlines()[0].startswith("confirmed") and "status 0" in told.confirmed["new"]
+    assert told.confirmed["kept"].startswith("inactive") and "conntrack" not in told.confirmed["kept"]
+    assert told.confirmed["verify"].startswith("verified")
+    assert "reverted" in told.confirmed["back"]
 
 
 def gone(paths: Iterable[str], listing: str) -> bool:
