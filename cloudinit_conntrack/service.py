@@ -46,7 +46,19 @@ ExecStart={python} -I {script} apply
 TimeoutStartSec=180
 KillSignal=SIGINT
 KillMode=mixed
+# What stays open is for update-initramfs and dracut, which we may have to run: device nodes, AF_ALG for encrypted disks.
 ProtectHome=read-only
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictNamespaces=net
+RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6 AF_ALG
+SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @debug @obsolete @raw-io @reboot @swap
+SystemCallErrorNumber=EPERM
 # Rules, modules, other network namespaces (and whose they are), files of any owner.
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_MODULE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_KILL CAP_MKNOD
 CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_CHOWN CAP_SETFCAP CAP_MAC_ADMIN

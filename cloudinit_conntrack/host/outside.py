@@ -7,7 +7,6 @@ of this host, and no byte is sent over them.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import selectors
@@ -168,6 +167,8 @@ def _opened(path: str, targets: tuple[Probe, ...], stack: ExitStack) -> list[tup
 
 def _enter(path: str) -> None:
     """Move this thread, and it alone, into the network namespace at *path* (Python has setns from 3.12 on)."""
+    import ctypes  # here: a boot with nothing to do asks nobody
+
     libc = ctypes.CDLL(None, use_errno=True)
     opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
