@@ -46,7 +46,7 @@ ExecStart={python} -I {script} apply
 TimeoutStartSec=180
 KillSignal=SIGINT
 KillMode=mixed
-# What stays open is for update-initramfs and dracut, which we may have to run: device nodes, AF_ALG for encrypted disks.
+# What stays open is for update-initramfs and dracut, which we may have to run (AF_ALG: encrypted disks).
 ProtectHome=read-only
 ProtectControlGroups=yes
 ProtectHostname=yes
