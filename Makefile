@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help prepare demo test check upstream netns cloudinit guest bench clean
+.PHONY: help prepare demo test check upstream netns cloudinit guest bench lockout clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 
 
 bench: prepare ## the rewrite beside the kernel's own loader: seconds and memory
 	.venv/bin/python -m bench.rewrite
+
+lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after apply and revert
+	.venv/bin/python -m tests.netns.lockout $(or $(COUNT),500)
 
 clean: ## remove what was built
 	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

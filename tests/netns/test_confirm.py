@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from . import applying
-from .applying import BIND, CHECKOUT, ENTER, Machine, without_made_tables
+from .applying import without_made_tables
 from .namespace import Namespace
+from .standing import Standing, standing
 from .topology import BACKENDS
 
 WITHIN = 5.0
@@ -33,50 +33,14 @@ def _mount_points() -> Iterator[None]:
         yield
 
 
-@dataclass
-class Standing(Machine):
-    """A machine whose processes outlive the command that started them: one pid namespace for all of its time."""
-
-    first: int = 0  # the process number 1 of that namespace, as seen from here
-    ssh: bool = False
-
-    def words(self, *command: str) -> tuple[str, ...]:
-        return ("nsenter", "-t", str(self.first), "--mount", "--pid", "--", *command)
-
-    def environment(self) -> dict[str, str]:
-        """*ssh*: with what sshd gives its children."""
-        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1", "PATH": self.path}
-        return {**env, "SSH_CONNECTION": "10.0.0.9 50022 10.0.0.1 22"} if self.ssh else env
-
-    def run(self, expected: int, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
-        words = self.words(sys.executable, "-m", "cloudinit_conntrack", verb, *options)
-        done = self.place.run(*words, check=False, env=self.environment())
-        said = f"{verb} {options}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr and done.returncode == expected, said
-        return done
-
-    def start(self, *command: str, **options: object) -> subprocess.Popen[str]:
-        with self.place.inside():
-            return subprocess.Popen(self.words(*command), env=self.environment(), text=True, **options)  # type: ignore[call-overload,no-any-return]
-
-
 @pytest.fixture(params=BACKENDS)
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Standing]:
     place = Namespace("host")
-    holder = None
     try:
         place.run("ip", "link", "set", "lo", "up")
-        made = Standing(place, request.param, tmp_path)
-        made.prepare()
-        with place.inside():
-            holder = subprocess.Popen([*ENTER, "sh", "-c", BIND, "sh", str(tmp_path), "sh", "-c", "echo up; read end"],
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-        assert holder.stdout and holder.stdout.readline() == b"up\n"
-        made.first = int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text("ascii").split()[0])
-        yield made
+        with standing(place, request.param, tmp_path) as made:
+            yield made
     finally:
-        if holder:
-            holder.communicate(b"end\n", timeout=PATIENCE)
         place.close()
 
 
