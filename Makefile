@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help prepare demo test check upstream netns cloudinit guest bench lockout clean
+.PHONY: help prepare demo test check upstream netns cloudinit guest bench lockout fuzz clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: prepare ## the rewrite beside the kernel's own loader: seconds and memory
 
 lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after apply and revert
 	.venv/bin/python -m tests.netns.lockout $(or $(COUNT),500)
+
+fuzz: prepare ## FUZZ mutated inputs (20000) of each kind that we read
+	FUZZ=$(or $(FUZZ),20000) $(PYTEST) tests/unit/test_fuzz.py
 
 clean: ## remove what was built
 	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
