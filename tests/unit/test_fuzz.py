@@ -104,7 +104,7 @@ KINDS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "nft text": (nft_text, files("../netns/native/*.nft")),
     "journal": (journal_file, journals()),
     "haproxy": (lambda text: haproxy_flows([("/etc/haproxy/haproxy.cfg", text)]), files("haproxy/*/*.cfg")),
-    "iptables-config": (modules_line, [b'# ours\nIPTABLES_MODULES="nf_conntrack_ftp ip_nat_ftp"\nexport A=\'b\' C=d\n']),
+    "iptables-config": (modules_line, [b'# we\nIPTABLES_MODULES="nf_conntrack_ftp ip_nat_ftp"\nexport A=\'b\' C=d\n']),
     "script": (script, [b"#!/bin/sh\niptables-restore < /etc/rules\n"
                         b"iptables -A INPUT -m state --state NEW \\\n -j DROP\n"]),
     "lists": (lists, [b"nf_conntrack 172032 2 nf_nat,xt_state, Live 0x0000\n", b"a/b.ko.xz: c/d.ko\n",
