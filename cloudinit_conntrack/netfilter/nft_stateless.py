@@ -125,6 +125,8 @@ def _rewrite_rule(work: Work, entry: Entry, found: Dependency | None) -> None:
         _without_notrack(work, entry)
     elif found.kind == "nat":
         _rewrite_nat(work, entry, found)
+    elif work.policy.nat == "remove" and _asks_for_nat(entry):
+        work.remove(entry, "without NAT no connection has this status, so it never matches")
     elif work.policy.stateful == "refuse":
         work.block(entry, f"it {found.extension.reason}, and rules.stateful is 'refuse'", "set it to 'rewrite'")
     elif work.policy.stateful == "remove":
@@ -138,6 +140,18 @@ def _rewrite_rule(work: Work, entry: Entry, found: Dependency | None) -> None:
         work.block(entry, "so early no packet has a state yet", "remove it, or move it behind priority -200")
     else:
         rewrite_states(work, entry)
+
+
+def _asks_for_nat(entry: Entry) -> bool:
+    """Whether the rule is for connections that NAT has changed, and for no others (``ct status dnat``)."""
+    for match in (statement["match"] for statement in entry.statements if "match" in statement):
+        asked = match.get("right")
+        asked = asked.get("set") if isinstance(asked, dict) else asked
+        bits = asked if isinstance(asked, list) else [asked]
+        if match.get("left") == {"ct": {"key": "status"}} and match.get("op") in ("in", "==") and bits:
+            if all(bit in ("dnat", "snat") for bit in bits):
+                return True
+    return False
 
 
 def _tell_unknown(work: Work, entry: Entry) -> None:

@@ -35,7 +35,8 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
              "firewalld flushes iptables at every start and reload, NOTRACK rules too, and its own rules refuse "
              "untracked replies",
              "give the flows to firewalld itself ('firewall-cmd --permanent --direct --add-rule ipv4 raw PREROUTING 0 "
-             "-p tcp --dport 80 -j CT --notrack', and its other direction), or replace firewalld by saved rules"),
+             "-p tcp --dport 80 -j CT --notrack', and its other direction), or replace firewalld by saved rules "
+             "(docs/firewalld.md)"),
     # https://shorewall.org/manpages/shorewall-conntrack.html; states are in every zone's chains.
     FrontEnd("shorewall", ("shorewall.service", "shorewall6.service", "shorewall-lite.service"),
              "Shorewall's compiler writes rules that match connection states",
