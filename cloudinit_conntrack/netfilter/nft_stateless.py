@@ -148,9 +148,9 @@ def _asks_for_nat(entry: Entry) -> bool:
         asked = match.get("right")
         asked = asked.get("set") if isinstance(asked, dict) else asked
         bits = asked if isinstance(asked, list) else [asked]
-        if match.get("left") == {"ct": {"key": "status"}} and match.get("op") in ("in", "==") and bits:
-            if all(bit in ("dnat", "snat") for bit in bits):
-                return True
+        alone = bool(bits) and all(bit in ("dnat", "snat") for bit in bits)
+        if alone and match.get("left") == {"ct": {"key": "status"}} and match.get("op") in ("in", "=="):
+            return True
     return False
 
 
