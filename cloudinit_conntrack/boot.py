@@ -27,7 +27,8 @@ def apply_section(section: object, root: Root = HOST) -> Iterator[str]:
     if report.blockers:
         first = report.blockers[0]
         more = f" (and {len(report.blockers) - 1} more)" if len(report.blockers) > 1 else ""
-        raise ConntrackError(f"blocked: {first.reason}{more}", first.where, first.remedy)
+        told = f"; {report.message}" if report.message else ""
+        raise ConntrackError(f"blocked: {first.reason}{more}{told}", first.where, first.remedy)
     yield f"mode {report.mode}: {report.outcome.replace('-', ' ')}"
     for action in report.actions:
         yield f"{action.verb} {action.where}: {action.reason}"

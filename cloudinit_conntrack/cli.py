@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, journal, report, transaction, verify
+from . import __version__, journal, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, observe, pending
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     root, live = _root(options)
-    mode, odd = "", []
+    mode, odd = "", list(lastgood.standing(root) if live else ())
     try:
         kept = journalfile.kept_desired(root)
         mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
@@ -149,8 +149,11 @@ def _verify(options: argparse.Namespace) -> int:
     root, live = _root(options)
     desired, _ = _desired(options, root)
     found = verify.look(desired, root, live)
-    _print(report.of_plan(found.plan, "verified" if found.holds else "drift", found.evidence), options)
-    return DONE if found.holds else DRIFT
+    refused = lastgood.standing(root) if live else ()
+    holds = found.holds and not refused
+    told = report.of_plan(found.plan, "verified" if holds else "drift", found.evidence)
+    _print(replace(told, findings=refused + told.findings), options)
+    return DONE if holds else DRIFT
 
 
 def _revert(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import transaction
+from . import lastgood, transaction
 from .config import Desired
 from .errors import ConntrackError, HostError
 from .host import journalfile
@@ -33,7 +33,10 @@ def applied(
     except ConntrackError as failed:
         error = failed
         report = Report(desired.mode, "failed", message=str(failed))
-    return kept(report, root) if live else report, error
+    if not live:
+        return report, error
+    report, error = _settled(report, error, root)
+    return kept(report, root), error
 
 
 def kept(report: Report, root: Root) -> Report:
@@ -44,6 +47,26 @@ def kept(report: Report, root: Root) -> Report:
     except HostError as unwritten:  # what was done is done all the same
         return _with_notes(report, (f"this report is not kept for others: {unwritten}",))
     return report
+
+
+def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[Report, ConntrackError | None]:
+    """What became of saved files that do not load under the block; with such a file, apply has failed."""
+    try:
+        with journalfile.alone(root):
+            refused = lastgood.settle(root, report.outcome in ("done", "nothing-to-do"))
+    except ConntrackError as failed:
+        return _with_notes(report, (f"whether each saved file loads at boot is not known: {failed}",)), error
+    if not refused:
+        return report, error
+    told = "; ".join(f"{item.where}: {item.reason}" for item in refused)
+    report = replace(report, findings=report.findings + refused)
+    if report.outcome == "blocked":
+        return replace(report, message=told), error
+    if error is None:
+        error = HostError(refused[0].reason, refused[0].where, refused[0].remedy)
+    else:
+        error.remedy = "; ".join(filter(None, (error.remedy, told)))
+    return replace(report, outcome="failed", message=str(error)), error
 
 
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:

@@ -11,6 +11,7 @@ from .. import journal
 from ..errors import BusyError, HostError
 from ..journal import Entry
 from ..state import FileImage
+from . import goodrules
 from .root import Root
 
 DIRECTORY = os.path.dirname(journal.PATH)
@@ -47,6 +48,7 @@ def clear(root: Root) -> None:
     """Forget everything: nothing is left to undo."""
     for path in (journal.PATH, DESIRED):
         root.remove(path)
+    goodrules.forget(root)
 
 
 def keep_desired(root: Root, section: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .ruleset import Line, RuleSet
 
 CHAINS = {
@@ -30,6 +32,17 @@ def split_tables(before: RuleSet, after: RuleSet) -> tuple[str, str, tuple[str, 
     first = "".join(_table(before, t) if t in old else _empty(t) for t in reversed(differ))
     second = "".join(_table(after, t) if t in new else _empty(t) for t in differ)
     return first, second, dropped, created
+
+
+def filled(ruleset: RuleSet) -> tuple[str, ...]:
+    """The tables of *ruleset* that do anything: with a rule, or a policy other than ACCEPT."""
+    return tuple(table for table, chains in ruleset.chains.items()
+                 if any(ruleset.rules(table)) or not set(chains.values()) <= {"ACCEPT", "-"})
+
+
+def tables_alone(ruleset: RuleSet, tables: Collection[str]) -> RuleSet:
+    """*ruleset* with nothing but *tables*."""
+    return ruleset.with_lines(line for line in ruleset.lines if line.table in tables)
 
 
 def _lines(ruleset: RuleSet, table: str) -> list[str]:

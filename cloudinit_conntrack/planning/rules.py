@@ -13,7 +13,7 @@ from ..netfilter import notrack
 from ..netfilter.iptables import parse_ruleset
 from ..netfilter.ruleset import RuleSet, format_ruleset
 from ..netfilter.stateless import Rewritten, make_stateless
-from ..netfilter.tables import split_tables
+from ..netfilter.tables import filled, split_tables, tables_alone
 from ..state import LiveRules, SavedFile, State
 from .draft import Draft, Item, decoded, new_image, place_of
 from .flows import bypass_of, bypassing, rewrite_policy, without_closed
@@ -60,34 +60,33 @@ def plan_saved(draft: Draft, saved: SavedFile) -> None:
     content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
     reason = _summary(outcome, draft.desired.mode)
     draft.files.append(WriteFile(saved.path, saved.image, new_image(saved.image, content), reason))
-    _load_mended(draft, saved, outcome.ruleset)
+    _load_mended(draft, saved, before, outcome.ruleset)
 
 
-def _load_mended(draft: Draft, saved: SavedFile, mended: RuleSet) -> None:
-    """Load what a boot could not: under the block a file with stateful rules is refused whole.
+def _load_mended(draft: Draft, saved: SavedFile, before: RuleSet, mended: RuleSet) -> None:
+    """Load what a boot could not: under the block a table with stateful rules is refused whole.
 
-    Somebody changed it since the last apply, its service failed, and the host has no rules at all.
+    Somebody changed the file since the last apply, its service failed, and the host is without that table
+    and those behind it in the file; what stood before it was loaded.
     """
     state = draft.state
     if draft.desired.mode != "unload" or state.kernel is None or state.boot is None or state.block is None:
         return
-    live = [rules for rules in state.live if rules.family == saved.family]
+    live = [parse_ruleset(rules.text, rules.family, "live rules") for rules in state.live
+            if rules.family == saved.family]
+    there = {table for rules in live for table in filled(rules)}
+    lost = [table for table in filled(before) if table not in there]
     planned = any(isinstance(a, LoadRules) and a.family == saved.family for a in draft.rules)
-    if saved.path not in state.boot.loaded or planned or any(_has_rules(rules) for rules in live):
+    if saved.path not in state.boot.loaded or planned or not lost:
         return
     # What a failed restore leaves behind: tables without a rule (legacy), or none (nft).
-    text = "".join(rules.text for rules in live if rules.backend == state.default_backend)
-    old, new, _, created = split_tables(parse_ruleset(text, saved.family, "live rules"), mended)
-    draft.rules.append(LoadRules(state.default_backend, saved.family, old, new,
-                                 f"under the block {saved.path} could not load, and the host has no rules",
-                                 (), created))
-
-
-def _has_rules(live: LiveRules) -> bool:
-    """Whether anything but tables that accept everything is there."""
-    found = parse_ruleset(live.text, live.family, "live rules")
-    policies = {policy for chains in found.chains.values() for policy in chains.values()}
-    return any(found.rules()) or not policies <= {"ACCEPT", "-"}
+    text = "".join(rules.text for rules in state.live
+                   if (rules.family, rules.backend) == (saved.family, state.default_backend))
+    missing = [table for table in filled(mended) if table not in there]
+    old, new, _, created = split_tables(tables_alone(parse_ruleset(text, saved.family, "live rules"), missing),
+                                        tables_alone(mended, missing))
+    reason = f"under the block {saved.path} could not load, and the host is without its rules"
+    draft.rules.append(LoadRules(state.default_backend, saved.family, old, new, reason, (), created))
 
 
 def _change(draft: Draft, ruleset: RuleSet, live_backend: str, where: str) -> Rewritten:

@@ -15,6 +15,7 @@ from .later import Later
 
 UNIT = "/etc/systemd/system/cloudinit-conntrack.service"
 LINK = "/etc/systemd/system/sysinit.target.wants/cloudinit-conntrack.service"
+GOOD = "/var/lib/cloudinit-conntrack/good"
 SERVICE = "cloudinit-conntrack.service"
 # What the kernel and systemd show of a boot, by name.
 LOOK = {
@@ -88,7 +89,7 @@ def tell() -> Told:
                 told.said[boot] = guest.run("cat /etc/sysconfig/iptables").output
             told.said["banner"] = seed_case.banner(guest, 4)
             told.said["revert"] = guest.run("cloudinit-conntrack revert", 120).output
-            told.said["left"] = guest.run(f"ls {UNIT} {LINK} /etc/modprobe.d").output
+            told.said["left"] = guest.run(f"ls {UNIT} {LINK} {GOOD} /etc/modprobe.d").output
             told.confirmed = confirming.story(guest)
     return told
 
@@ -155,18 +156,25 @@ def test_a_saved_file_that_the_block_kept_out_is_mended_and_loaded(told: Told) -
     assert "conntrack" not in seen["modules"]
 
 
-def test_a_rule_that_cannot_be_mended_fails_visibly_and_changes_nothing(told: Told) -> None:
-    seen = told.boots["blocked"]
-    assert SERVICE in seen["failed"]
+def test_a_rule_that_cannot_be_mended_fails_visibly_behind_the_last_good_rules(told: Told) -> None:
+    """The file stays as somebody made it; the rules are those of the boot before."""
+    seen, before = told.boots["blocked"], told.boots["drifted"]
+    assert "iptables.service" in seen["failed"] and SERVICE in seen["failed"]
     assert told.service("blocked")["Result"] == "exit-code"
     assert "connlimit" in seen["log"] and "blocked" in seen["log"]
+    assert "/etc/sysconfig/iptables: this saved file does not load at boot" in seen["log"]
+    assert all("its last good rules are loaded instead" in seen[name] for name in ("log", "status"))
     assert "connlimit" in told.said["blocked"]
+    one, two = ({row.split("[")[0] for row in boot["rules"].splitlines() if row.startswith(("-A", ":"))}
+                for boot in (seen, before))
+    assert one == two and any("-j REJECT" in row for row in one)
+    assert "conntrack" not in seen["modules"]
     assert told.said["banner"].startswith("SSH-"), told.said["banner"]
 
 
 def test_revert_takes_unit_link_and_block_away(told: Told) -> None:
     assert "reverted" in told.said["revert"]
-    assert gone((UNIT, LINK), told.said["left"]) and "00-cloudinit-conntrack" not in told.said["left"]
+    assert gone((UNIT, LINK, GOOD), told.said["left"]) and "00-cloudinit-conntrack" not in told.said["left"]
 
 
 def test_an_unconfirmed_apply_is_undone_though_its_connection_died(told: Told) -> None:

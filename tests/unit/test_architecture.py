@@ -18,7 +18,7 @@ FLOORS = (
      "containers"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
-    ("perform", "perform_native", "rehearsal", "verify", "transaction", "report", "status", "run"),
+    ("perform", "perform_native", "rehearsal", "lastgood", "verify", "transaction", "report", "status", "run"),
     ("boot", "rewriting", "cli", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
