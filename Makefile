@@ -32,8 +32,9 @@ cloudinit: prepare ## the four real versions of cloud-init
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
 	$(PYTEST) tests/guest
 
-bench: prepare ## the rewrite beside the kernel's own loader: seconds and memory
+bench: prepare ## the rewrite beside the kernel's own loader; a boot with nothing to do
 	.venv/bin/python -m bench.rewrite
+	.venv/bin/python -m bench.boot
 
 lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after apply and revert
 	.venv/bin/python -m tests.netns.lockout $(or $(COUNT),500)

@@ -1,4 +1,4 @@
-"""``python3 -m cloudinit_conntrack``, and ``python3 -I PACKAGE_DIRECTORY`` as the boot service runs it."""
+"""``python3 -m cloudinit_conntrack``, and ``python3 -I -S PACKAGE_DIRECTORY`` as the boot service runs it."""
 
 import sys
 
@@ -8,6 +8,9 @@ if not __package__:  # run by its path: that is sys.path[0], and the package mus
     # Behind the standard library, which the packages of a Python directory must not hide.
     sys.path.insert(packages[0] if packages else len(sys.path), package.rpartition("/")[0])
 
-from cloudinit_conntrack.cli import main
+if sys.argv[1:] == ["apply"]:
+    from cloudinit_conntrack.quick import main
+else:
+    from cloudinit_conntrack.cli import main
 
 sys.exit(main())

@@ -11,10 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from .actions import Action, from_json, to_json
 from .errors import JournalError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what apply can do is much to import for a boot that has nothing to do
+    from typing import Any
+
+    from .actions import Action
 
 VERSION = 1
 PATH = "/var/lib/cloudinit-conntrack/journal"
@@ -51,6 +55,8 @@ def begin(number: int, boot: str, mode: str, modules: tuple[str, ...]) -> bytes:
 
 def intent(number: int, action: Action) -> bytes:
     """The line that must be on disk before *action* is performed."""
+    from .actions import to_json
+
     return record("act", number=number, **{"do": to_json(action)})
 
 
@@ -95,6 +101,8 @@ def _decode(line: str, number: int) -> Mapping[str, Any]:
 
 
 def _take(found: dict[int, Entry], value: Mapping[str, Any], number: int) -> None:
+    from .actions import from_json
+
     where = f"{PATH}:{number}"
     try:
         kind, key = value["kind"], int(value["number"])

@@ -11,7 +11,7 @@ from dataclasses import replace
 from .actions import Action
 from .config import Desired
 from .planning.boot import around_initramfs, every_boot
-from .planning.draft import Draft, Item, Plan
+from .planning.draft import Draft, Plan
 from .planning.flows import flows_left, rewrite_policy
 from .planning.haproxy import with_haproxy
 from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, unloading
@@ -19,6 +19,7 @@ from .planning.native import plan_native
 from .planning.nativefiles import plan_native_file
 from .planning.rules import live_to_plan, plan_live, plan_saved
 from .planning.surroundings import plan_surroundings
+from .said import Item
 from .state import State
 
 __all__ = ["BLOCK_FILE", "Item", "Plan", "make_plan", "rewrite_policy"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .actions import Action
-from .plan import Item, Plan
-from .verify import Evidence
+from .said import Evidence, Item
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
+    from typing import Any
+
+    from .actions import Action
+    from .plan import Plan
 
 SCHEMA = 1
 COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from . import lastgood, transaction
+from . import lastgood, transaction, unchanged
 from .config import Desired
 from .errors import ConntrackError, HostError
 from .host import journalfile
 from .host.root import Root
-from .plan import Item
+from .plan import Item, make_plan
+from .planning.nativefiles import to_list
 from .report import Report, json_text, of_plan
 from .state import FileImage
 from .transaction import Progress
+from .verify import probed
 
 
 def applied(
@@ -36,6 +40,8 @@ def applied(
     if not live:
         return report, error
     report, error = _settled(report, error, root)
+    if desired.persist and error is None and report.outcome in ("done", "nothing-to-do"):
+        _remember(desired, section, root)
     return kept(report, root), error
 
 
@@ -67,6 +73,22 @@ def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[
     else:
         error.remedy = "; ".join(filter(None, (error.remedy, told)))
     return replace(report, outcome="failed", message=str(error)), error
+
+
+def _remember(desired: Desired, section: object, root: Root) -> None:
+    """Plan once more, and write down for the next boot what an empty plan has seen.  It saves time only."""
+    extra, haproxy = desired.modules.extra, desired.flows.haproxy_cfg
+    with suppress(ConntrackError), journalfile.alone(root):
+        if journalfile.kept_desired(root) != section:
+            return
+        state = unchanged.seen(root, extra, haproxy)
+        if any(map(partial(to_list(desired), state), state.native_saved)):
+            return  # what such a file loads is not in the state: it has to be loaded each time
+        units = unchanged.Asked(**vars(state.surroundings.units))
+        plan = make_plan(desired, replace(state, surroundings=replace(state.surroundings, units=units)))
+        if plan.empty:
+            run = {"mode": plan.mode, "block": desired.modules.block, "flows": probed(plan.flows)}
+            unchanged.remember(state, of_plan(plan, "nothing-to-do"), run, extra, haproxy, units.names, root)
 
 
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .kmod import is_conntrack_module
-from .netfilter.stateful import MATCHES, NAT_TARGETS, TARGETS
 from .state import FoundFile
 
 SCRIPTS = (
@@ -143,6 +142,8 @@ def _is_stateful(words: list[str]) -> bool:
         return True  # looking at it, or emptying it, loads it just as well
     if deleting:
         return False
+    from .netfilter.stateful import MATCHES, NAT_TARGETS, TARGETS  # here: a boot with nothing to do needs no language
+
     return any((option in ("-m", "--match") and value in MATCHES)
                or (option in ("-j", "--jump") and (value in TARGETS or value in NAT_TARGETS))
                for option, value in pairs)

@@ -41,7 +41,8 @@ Before=shutdown.target
 Type=oneshot
 RemainAfterExit=yes
 SyslogIdentifier=cloudinit-conntrack
-ExecStart={python} -I {script} apply
+# Without "site": the packages of this Python are not needed, and what they run at every start takes time.
+ExecStart={python} -I -S {script} apply
 # The network waits for us, but not for ever.  Python rolls back on SIGINT.
 TimeoutStartSec=180
 KillSignal=SIGINT
@@ -83,8 +84,8 @@ def program_of(text: str) -> Program | None:
     """The program that a unit of ours runs, or ``None``."""
     for key, value in _settings(text):
         words = value.split()
-        if key == "ExecStart" and len(words) == 4:
-            return Program(words[0], words[2])
+        if key == "ExecStart" and len(words) > 3 and words[-1] == "apply":
+            return Program(words[0], words[-2])
     return None
 
 

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import kmod
 from .config import Desired, Flows
 from .errors import HostError
-from .host import hooks, modules, observe, probe
+from .evidence import FAMILIES, Flow, demand, gathered
+from .host import observe, probe
 from .host.outside import Answers, answers_outside
 from .host.probe import Probe
 from .host.root import Root
 from .plan import Plan, make_plan
 from .planning.nativefiles import to_list
+from .said import Evidence
 from .state import State
 
-# What a stateful rule, a nat table and the conntrack tool ask modprobe for.
-ASKED = ("nf_conntrack", "xt_conntrack", "xt_state", "ipt_NOTRACK", "iptable_nat", "nft-expr-ct", "nfnetlink-subsys-1")
-FAMILIES = ("ipv4", "ipv6")
+__all__ = ["Before", "Evidence", "Verified", "after_apply", "before_apply", "demand", "evidence", "look", "observed",
+           "probed"]
+
 # Seconds for connections from outside: what drops them is asked once more after a second, as TCP does.
 _ASKING, _PATIENT = 1.5, 4.0
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One fact from the kernel.  *holds* is ``None`` where it cannot be told on this host."""
-
-    id: str
-    holds: bool | None
-    what: str
 
 
 @dataclass(frozen=True)
@@ -57,75 +49,16 @@ def observed(desired: Desired, root: Root, live: bool, looking: bool = True) -> 
 
 def evidence(desired: Desired, plan: Plan, root: Root, live: bool) -> tuple[Evidence, ...]:
     """What the kernel itself says about the mode of *plan* and its flows."""
-    mode = plan.mode
-    found: list[Evidence] = []
-    if mode == "unload":
-        if live:
-            found += _absent(root)
-        if desired.modules.block and desired.persist:
-            found += _blocked(root)
-    elif live and mode == "stateless":
-        found += [_unhooked(root), *(_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES)]
-    elif live and mode == "notrack":
-        found += _flows(plan.flows, root)
-    return tuple(found)
+    return gathered(plan.mode, desired.modules.block and desired.persist, probed(plan.flows), root, live)
 
 
-def _absent(root: Root) -> list[Evidence]:
-    loaded = [m.name for m in kmod.parse_proc_modules(root.read_text("/proc/modules") or "")]
-    left = [name for name in kmod.CONNTRACK_MODULES if name in loaded]
-    files = [f"/proc/net/{name}" for name in kmod.ROOTS if root.exists(f"/proc/net/{name}")]
-    return [
-        Evidence("modules", not left, f"loaded: {', '.join(left)}" if left else "no conntrack module is loaded"),
-        Evidence("proc", not files, f"{files[0]} is there" if files else "/proc/net/nf_conntrack is gone"),
-    ]
-
-
-def _unhooked(root: Root) -> Evidence:
-    there = hooks.conntrack_hooks(root)
-    if there is None:
-        return Evidence("hooks", None, "this kernel does not list its hooks: the probe tells")
-    what = f"conntrack is hooked in: {', '.join(there)}" if there else "no hook of conntrack is registered"
-    return Evidence("hooks", not there, what)
-
-
-def _blocked(root: Root) -> list[Evidence]:
-    found = modules.resolve(ASKED, root)
-    return [
-        Evidence(f"modprobe:{r.name}", r.effect != "loads", f"modprobe {r.name}: {r.effect} ({r.evidence})")
-        for r in found
-    ]
-
-
-def _flows(flows: Flows, root: Root) -> list[Evidence]:
+def probed(flows: Flows) -> tuple[Flow, ...]:
+    """The flows that one packet can tell about: those to every address."""
     wanted = [(f.protocol, f.ports[0], f.family) for f in flows.frontends if f.everywhere]
     if flows.all:
         wanted = [("udp", 9, None)]
-    return [
-        _untracked(root, family, protocol, port, f"a probe to {protocol} port {port}")
-        for protocol, port, only in wanted
-        for family in FAMILIES
-        if only in (None, family)
-    ]
-
-
-def _untracked(root: Root, family: str, protocol: str, port: int, what: str) -> Evidence:
-    tracked = probe.is_tracked(root, family, protocol, port)
-    key = f"probe:{family}:{protocol}:{port}"
-    if tracked is None:
-        reason = "no conntrack table to look into" if root.read_text("/proc/net/nf_conntrack") is None else (
-            "the probe could not be sent"
-        )
-        return Evidence(key, None, f"{what} over {family}: {reason}")
-    return Evidence(key, not tracked, f"{what} over {family} {'left an entry' if tracked else 'was not tracked'}")
-
-
-def demand(found: tuple[Evidence, ...]) -> None:
-    """Raise HostError where evidence speaks against the mode though nothing was left to do."""
-    against = [e for e in found if e.holds is False]
-    if against:
-        raise HostError("nothing is left to do, and yet: " + "; ".join(e.what for e in against), "verify",
-                        "look at 'cloudinit-conntrack status' for what holds or loads it")
+    return tuple((family, protocol, port) for protocol, port, only in wanted
+                 for family in FAMILIES if only in (None, family))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from .root import Root
 DIRECTORY = os.path.dirname(journal.PATH)
 REPORTS = "/run/cloudinit-conntrack"
 DESIRED = f"{DIRECTORY}/desired.json"
+JOURNAL = journal.PATH
+SEEN = f"{DIRECTORY}/seen.json"
 RESULT = f"{REPORTS}/result.json"
 
 
@@ -46,7 +48,7 @@ def _replace(root: Root, content: bytes) -> None:
 
 def clear(root: Root) -> None:
     """Forget everything: nothing is left to undo."""
-    for path in (journal.PATH, DESIRED):
+    for path in (journal.PATH, DESIRED, SEEN):
         root.remove(path)
     goodrules.forget(root)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import re
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 
 from ..errors import HostError
 from ..kmod import ROOTS, dependants, is_conntrack_module, normal, parse_proc_modules
@@ -30,18 +28,19 @@ def observe_kernel(root: Root = HOST, extra: Iterable[str] = ()) -> Kernel:
     wanted = {normal(name) for name in extra}.union(known)
     modules = tuple(_with_parameters(root, m) if m.name in wanted or is_conntrack_module(m.name) else m
                     for m in parse_proc_modules(listed or ""))
+    conntrack = _conntrack(root, release, modules)
     return Kernel(
         release=release,
         modular=listed is not None,
         locked=_locked(root),
-        conntrack=_conntrack(root, release, modules),
+        conntrack=conntrack,
         proc_file=any(root.exists(f"/proc/net/{name}") for name in ROOTS),
         modules=modules,
         dependants=known,
         entries=_number(_line(root, f"{_SYSCTLS}/nf_conntrack_count")),
         forced_unload=_forced_unload(root, release),
         local_ports=_local_ports(root),
-        sysctls=_sysctls(root),
+        sysctls=_sysctls(root) if conntrack == "loaded" else (),  # what is built in stays as it is
         socket_match=_socket_match(root, release),
     )
 
@@ -73,7 +72,7 @@ def builtin(root: Root, release: str, name: str) -> bool:
     if any(normal(line.rpartition("/")[2].partition(".ko")[0]) == name for line in shipped.splitlines()):
         return True
     option = _OPTIONS.get(name, name.upper())
-    return re.search(rf"^CONFIG_{option}=y$", _config(root, release) or "", re.MULTILINE) is not None
+    return f"\nCONFIG_{option}=y\n" in f"\n{_config(root, release)}\n"
 
 
 def _conntrack(root: Root, release: str, modules: tuple[Module, ...]) -> str:
@@ -142,9 +141,18 @@ def _config(root: Root, release: str) -> str | None:
         text = root.read_text(path)
         if text is not None:
             return text
+    return _own_config(root)
+
+
+@lru_cache(maxsize=1)
+def _own_config(root: Root) -> str | None:
+    """What the running kernel says of itself; it says the same each time."""
     packed = root.read_bytes("/proc/config.gz")
     if packed is None:
         return None
+    import gzip  # here: most kernels have their configuration as a file, or not at all
+    import io
+
     with suppress(OSError, EOFError), gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
         return file.read(_MOST_CONFIG).decode("ascii", "replace")
     return None

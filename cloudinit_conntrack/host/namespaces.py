@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..containers import owner_of
 from ..errors import HostError
 from ..state import OtherNamespace
 from .native import native_notes
@@ -89,6 +88,8 @@ def _comm(root: Root, pid: int) -> str:
 
 
 def _container(root: Root, pid: int) -> str:
+    from ..containers import owner_of  # here: a host may have no other namespace
+
     try:
         return owner_of(root.read_text(f"/proc/{pid}/cgroup") or "")
     except HostError:

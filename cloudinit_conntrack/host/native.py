@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from ..errors import HostError, RulesSyntaxError
 from ..kmod import is_conntrack_module
-from ..netfilter.nft_ruleset import parse_nft
-from ..netfilter.nft_tables import NOTHING, listed, tables_of, without
-from ..netfilter.nft_text import tables_text
+from ..netfilter.nft_text import NOTHING, tables_text
 from ..state import LiveRules, NativeRules
-from . import kernel, nft
+from . import kernel
 from .process import Completed, find, run
 from .root import HOST, Root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a boot does without typing
+    from typing import Any
 
 PREFIX = "native nftables: "
 
@@ -99,14 +100,18 @@ def native_rules(live: tuple[LiveRules, ...], root: Root = HOST) -> tuple[Native
     if done.status != 0 or not done.stdout.startswith("{"):
         return None, () if no_nf_tables(done) else (_unreadable(done),)
     foreign = _incompatible(live)
+    if all(table in _IPTABLES and table not in foreign for table in _tables(done.stdout)):
+        return NativeRules(NOTHING), ()
+    from ..netfilter.nft_ruleset import parse_nft  # here: many hosts have no native table
+    from ..netfilter.nft_tables import listed, tables_of, without
+    from .nft import printed
+
     try:
         ruleset = parse_nft(done.stdout, "nft -j list ruleset")
     except RulesSyntaxError:  # of a version that we do not know: no harm where conntrack is not used
         return None, notes_of(done.stdout, foreign)
     native = without(ruleset, {table for table in tables_of(ruleset) if table in _IPTABLES and table not in foreign})
-    if not tables_of(native):
-        return NativeRules(NOTHING), ()
-    text = tables_text(nft.printed())
+    text = tables_text(printed())
     return NativeRules(listed(native), "".join(text.get(table, "") for table in tables_of(native))), ()
 
 
@@ -147,6 +152,13 @@ def notes_of(text: str, foreign: frozenset[tuple[str, str]] = frozenset()) -> tu
                 place = f"chain {body['chain']}" if kind == "rule" else f"{kind} {body.get('name', '')}"
                 uses.setdefault(table, []).append(f"{place}: {', '.join(found)}")
     return tuple(f"{PREFIX}table {' '.join(table)} {_summary(found)}" for table, found in sorted(uses.items()))
+
+
+def _tables(text: str) -> list[tuple[str, str]]:
+    """(family, name) of the table that each object of nft's JSON is, or belongs to."""
+    found = (pair for item in _items(text) for pair in item.items() if pair[0] != "metainfo")
+    return [(str(body.get("family", "")), str(body.get("name" if kind == "table" else "table", "")))
+            for kind, body in found]
 
 
 def _items(text: str) -> list[dict[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import ConntrackError
 from ..netfilter.nft_text import includes
 from ..state import NativeFile
-from . import kernel, nft
+from . import kernel
 from .root import HOST, Root
 
 # Where distributions have them: Debian and others; Red Hat.
@@ -36,6 +36,8 @@ def with_rules(file: NativeFile, root: Root, live: bool, looking: bool) -> Nativ
     """
     if file.problem or (live and looking and _may_load(root)):
         return file
+    from . import nft  # here: a boot with nothing to do loads no file
+
     try:
         with nft.loaded(file.text) as path:
             return replace(file, listing=nft.listing(path))

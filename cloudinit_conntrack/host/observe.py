@@ -6,9 +6,8 @@ what may be missing on a healthy host becomes a note.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Callable
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
@@ -32,18 +31,20 @@ Wanted = Callable[[State, NativeFile], bool]
 
 def observe(
     root: Root = HOST, live: bool = True, extra: Iterable[str] = (), haproxy: Iterable[str] = (),
-    wanted: Wanted | None = None, looking: bool = True,
+    wanted: Wanted | None = None, looking: bool = True, resolving: bool = True,
 ) -> State:
     """The host below *root*: its files, and with *live* its kernel, rules and processes.
 
     *extra* are more modules to ask modprobe about (``conntrack.modules.extra``), *haproxy* the
-    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``).  *wanted* says which
+    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``); without *resolving*
+    modprobe is not asked, which no plan needs.  *wanted* says which
     saved nft files are to be loaded, to know their rules: while *looking* only where that
     cannot load a module.  :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
     before = tuple(module.name for module in all_loaded(root)) if live and not looking else ()
-    state = replace(_live(root, names) if live else _image(root, names), haproxy=haproxy_files(haproxy, root))
+    found = _live(root, names, resolving) if live else _image(root, names)
+    state = replace(found, haproxy=haproxy_files(haproxy, root))
     files = tuple(with_rules(file, root, live, looking) if wanted and wanted(state, file) else file
                   for file in state.native_saved)
     if files == state.native_saved:
@@ -64,11 +65,11 @@ def _image(root: Root, names: tuple[str, ...]) -> State:
                  surroundings=around)
 
 
-def _live(root: Root, names: tuple[str, ...]) -> State:
+def _live(root: Root, names: tuple[str, ...], resolving: bool) -> State:
     around = find_surroundings(root, True)
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
-    resolutions, notes = _resolutions(names, root, True)
+    resolutions, notes = _resolutions(names if resolving else (), root, True)
     namespaces, unread = _namespaces(kernel, root)
     native, unreadable = native_rules(rules, root)
     return State(kernel, rules, _saved(root, around), root.read_image(BLOCK_PATH), resolutions, namespaces,

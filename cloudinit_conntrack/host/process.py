@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO
 
 from ..errors import CommandError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a boot does without typing
+    from typing import IO
 
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST_OUTPUT = 256 * 1024 * 1024  # a million rules are about 100 MB

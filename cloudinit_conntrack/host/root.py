@@ -114,6 +114,16 @@ class Root:
             except (FileNotFoundError, NotADirectoryError):
                 return ()
 
+    def links(self, path: str) -> dict[str, str]:
+        """The sorted names in the directory *path*; with each what it says if it is a symbolic link, else nothing."""
+        with _told(path):
+            try:
+                with self._at(path + "/.", follow=True) as (parent, _), os.scandir(parent) as found:
+                    links = {entry.name: entry.is_symlink() for entry in found}
+                    return {name: os.readlink(name, dir_fd=parent) if links[name] else "" for name in sorted(links)}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+
     # --- writing ---------------------------------------------------------------------
 
     def write_image(self, path: str, image: FileImage) -> None:

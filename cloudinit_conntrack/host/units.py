@@ -17,6 +17,7 @@ PLACES = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator"
           "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 SUFFIXES = (".service", ".socket", ".timer", ".path", ".target", ".mount", ".swap", ".slice")
 _DIRECTORIES = (".wants", ".requires")
+_ETC = "/etc/systemd/system"
 _MASKS = ("/etc/systemd/system", "/run/systemd/system")
 _NULL = "/dev/null"
 _RUNLEVELS = ("/etc/rc2.d", "/etc/rc3.d", "/etc/rc5.d", "/etc/rc.d/rc2.d", "/etc/rc.d/rc3.d", "/etc/rc.d/rc5.d")
@@ -32,9 +33,12 @@ def find_units(root: Root = HOST, live: bool = False) -> Units:
     ``enabled`` is what some target, or another unit, pulls in and what is neither masked nor
     missing; an alias counts under both names.  Presets are not applied.
     """
-    files, aliases, masked = _unit_files(root)
-    wanted = set(_wanted(root)) | {aliases[name] for name in _wanted(root) if name in aliases}
-    wanted |= {aliases[name] for name in aliases if name not in masked and _linked_in_etc(root, name)}
+    found = {place: root.links(place) for place in PLACES}
+    files, aliases, masked = _unit_files(found)
+    wanted = set(_wanted(root, found))
+    wanted |= {aliases[name] for name in wanted if name in aliases}
+    # An alias that ``systemctl enable`` made: D-Bus or another unit may start it.
+    wanted |= {aliases[name] for name in aliases if name not in masked and found[_ETC].get(name)}
     scripts = {f"{name}.service" for place in _INIT_SCRIPTS for name in root.listdir(place)}
     installed = files | set(aliases) | scripts
     started = {name for name in _of_runlevels(root) if name in scripts and name not in files}
@@ -43,14 +47,14 @@ def find_units(root: Root = HOST, live: bool = False) -> Units:
                  frozenset(_active(root)) if live else frozenset())
 
 
-def _unit_files(root: Root) -> tuple[set[str], dict[str, str], set[str]]:
+def _unit_files(found: dict[str, dict[str, str]]) -> tuple[set[str], dict[str, str], set[str]]:
     """Unit files by name, aliases (name -> the unit it stands for), and what is masked."""
     files: set[str] = set()
     aliases: dict[str, str] = {}
     masked: set[str] = set()
     for place in PLACES:
-        for name in (n for n in root.listdir(place) if n.endswith(SUFFIXES) and n not in masked):
-            target = root.link_text(f"{place}/{name}")
+        for name in (n for n in found[place] if n.endswith(SUFFIXES) and n not in masked):
+            target = found[place][name]
             if target == _NULL:
                 if place in _MASKS:
                     masked.add(name)
@@ -63,15 +67,10 @@ def _unit_files(root: Root) -> tuple[set[str], dict[str, str], set[str]]:
     return files, aliases, masked | {alias for alias, name in aliases.items() if name in masked}
 
 
-def _linked_in_etc(root: Root, name: str) -> bool:
-    """Whether *name* is an alias that ``systemctl enable`` made: D-Bus or another unit may start it."""
-    return bool(root.link_text(f"/etc/systemd/system/{name}"))
-
-
-def _wanted(root: Root) -> Iterator[str]:
+def _wanted(root: Root, found: dict[str, dict[str, str]]) -> Iterator[str]:
     """The names in every ``*.wants`` and ``*.requires``: the unit is found by its name, not by the link."""
     for place in PLACES:
-        for directory in root.listdir(place):
+        for directory in found[place]:
             if directory.endswith(_DIRECTORIES):
                 yield from (name for name in root.listdir(f"{place}/{directory}") if name.endswith(SUFFIXES))
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 
 from .nft_ruleset import Entry, Json, NftRuleSet, Place, format_nft
+from .nft_text import NOTHING as NOTHING
 
 TableName = tuple[str, str]
-NOTHING = '{"nftables": []}\n'
 
 
 def tables_of(ruleset: NftRuleSet) -> tuple[TableName, ...]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+NOTHING = '{"nftables": []}\n'  # a listing without a table
 _WORD = re.compile(r'\\\r?\n|\#[^\n]*|"[^"\n]*"|[@$]?[A-Za-z0-9_./\\*:-]+|[^\s]')
 _FAMILIES = frozenset(("ip", "ip6", "inet", "arp", "bridge", "netdev"))
 _STATEFUL = frozenset(("ct", "notrack", "masquerade", "snat", "dnat", "flowtable", "synproxy"))

@@ -55,7 +55,7 @@ def _unit(draft: Draft, boot: BootService) -> list[Action] | None:
         return []
     proof: list[Action] = []
     if draft.state.kernel is not None:
-        proof = [ProveStarting((program.python, "-I", program.script, "--version"),
+        proof = [ProveStarting((program.python, "-I", "-S", program.script, "--version"),
                                "a boot service that cannot start would be found at the next boot only")]
     image = new_image(found, content) if found else FileImage(content)
     return [*proof, WriteFile(UNIT, found, image, "it applies this again at every boot, before the network")]

@@ -7,17 +7,8 @@ from dataclasses import dataclass, field, replace
 from ..actions import Action, ProveLoading, WriteFile
 from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
+from ..said import Item as Item
 from ..state import FileImage, State
-
-
-@dataclass(frozen=True)
-class Item:
-    """A blocker, a widening or a finding: a stable *id*, where, why, and what to do."""
-
-    id: str
-    where: str
-    reason: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ LOOK = {
     "blame": "systemd-analyze blame",
     "status": "cloudinit-conntrack status",
     "entries": "ls /proc/net/nf_conntrack",
+    "seen": "grep -o '\"key\"' /var/lib/cloudinit-conntrack/seen.json",
 }  # fmt: skip
 DRIFT = "sed -i 's/^-A INPUT -i lo/-A INPUT -m state --state ESTABLISHED -j ACCEPT\\n&/' /etc/sysconfig/iptables"
 # A rule that needs conntrack and cannot be said without it.
@@ -67,7 +68,7 @@ class Told:
 
 
 def tell() -> Told:
-    """Four boots of one guest: applied by cloud-init; nothing to do; a drift that can be mended; one that cannot."""
+    """Boots of one guest: applied by cloud-init; nothing to do, twice; a drift that can be mended; one that cannot."""
     told = Told()
     with tempfile.TemporaryDirectory(prefix="boot-service-") as name:
         tree, image = Path(name) / "layer", guest_image.image()
@@ -81,7 +82,7 @@ def tell() -> Told:
             told.said["cycle"] = guest.run(f"{CLOSE_A_CYCLE}\n{ORDER}\n{OPEN_IT}").output
             # cloud-init would mend it too, but later: it must not hide what the service does.
             guest.check("sed -i '/conntrack, always/d' /etc/cloud/cloud.cfg")
-            for boot, change in (("second", "true"), ("drifted", DRIFT), ("blocked", BLOCKED)):
+            for boot, change in (("second", "true"), ("third", "true"), ("drifted", DRIFT), ("blocked", BLOCKED)):
                 guest.check(change)
                 guest.power_off()
                 guest.boot()
@@ -103,7 +104,8 @@ def told() -> Told:
 
 
 def test_apply_writes_a_unit_that_systemd_finds_no_fault_with(told: Told) -> None:
-    assert "ExecStart=/usr/bin/python3 -I /usr/lib/python3/dist-packages/cloudinit_conntrack apply" in told.said["unit"]
+    program = "/usr/lib/python3/dist-packages/cloudinit_conntrack"
+    assert f"ExecStart=/usr/bin/python3 -I -S {program} apply" in told.said["unit"]
     assert told.said["unit"].rstrip().endswith(UNIT)
     assert SERVICE not in told.said["analyze"], told.said["analyze"]
 
@@ -137,6 +139,16 @@ def test_a_boot_with_nothing_to_do_says_so_and_nothing_was_ever_tracked(told: To
     took = next(line.strip() for line in seen["blame"].splitlines() if SERVICE in line)
     measured.append(f"boot service with nothing to do, in user-mode Linux: {took}, "
                     f"{int(told.service('second')['CPUUsageNSec']) / 1e6:.0f} ms of CPU")
+
+
+def test_the_same_boot_again_is_told_without_planning(told: Told, measured: list[str]) -> None:
+    """A run that plans, and finds a host that it has not seen yet, writes that down."""
+    second, third = told.boots["second"], told.boots["third"]
+    assert second["seen"].count("key") == told.boots["first"]["seen"].count("key") + 1
+    assert third["seen"] == second["seen"], "it was planned again: a boot does not look like the one before"
+    assert third["log"] == second["log"] and "nothing to do" in third["log"]
+    one, two = (int(told.service(boot)["CPUUsageNSec"]) / 1e6 for boot in ("second", "third"))
+    measured.append(f"boot service in user-mode Linux: {one:.0f} ms of CPU with a plan, {two:.0f} ms without")
 
 
 def test_status_says_what_happens_at_every_boot(told: Told) -> None:

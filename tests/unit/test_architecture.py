@@ -14,12 +14,13 @@ PACKAGE = ROOT / "cloudinit_conntrack"
 FLOORS = (
     ("errors",),
     ("netfilter",),
-    ("state", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
+    ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
-    ("perform", "perform_native", "rehearsal", "lastgood", "verify", "transaction", "report", "status", "run"),
-    ("boot", "rewriting", "cli", "__main__"),
+    ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
+     "unchanged", "run"),
+    ("boot", "rewriting", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.

@@ -218,7 +218,7 @@ def test_apply_writes_it_a_second_one_does_not_and_revert_takes_it_away(host: Li
     assert f"write {service.UNIT}" in "".join(said)
     place = host.tree / service.LINK[1:]
     assert os.readlink(place) == service.UNIT
-    assert f"{sys.executable} -I {PACKAGE} apply\n" in host.read(service.UNIT)
+    assert f"{sys.executable} -I -S {PACKAGE} apply\n" in host.read(service.UNIT)
     assert next(iter(apply_section({"mode": "unload"}, host.root))) == "mode unload: nothing to do"
     reverted = revert(host.root, lambda line: None)
     assert not reverted.problems
@@ -252,7 +252,7 @@ def test_an_image_gets_unit_and_link_and_revert_takes_them_away(fake_host: FakeH
     section = {"mode": "stateless"}
     desired = desired_from_section(section)
     assert apply(desired, section, fake_host.root, False, lambda line: None).outcome == "done"
-    assert f"ExecStart=/usr/bin/python3 -I {script} apply\n" in fake_host.read(service.UNIT)
+    assert f"ExecStart=/usr/bin/python3 -I -S {script} apply\n" in fake_host.read(service.UNIT)
     assert os.readlink(fake_host.tree / service.LINK[1:]) == service.UNIT
     assert apply(desired, section, fake_host.root, False, lambda line: None).outcome == "nothing-to-do"
     assert not revert(fake_host.root, lambda line: None).problems

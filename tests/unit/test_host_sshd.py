@@ -63,6 +63,20 @@ def test_what_sshd_listens_on_counts_beside_what_is_configured(fake_host: FakeHo
     assert sshd_ports(fake_host.root, live=False) == (2222,)
 
 
+@pytest.mark.parametrize(("four", "six", "ports"), [
+    ("TCP: inuse 1 orphan 0", "TCP6: inuse 0", (22, 2022)), ("TCP: inuse 0 orphan 0", "TCP6: inuse 1", (22, 2022)),
+    ("TCP: inuse 0 orphan 0", "TCP6: inuse 0", (22,)), ("UDP: inuse 0", "", (22, 2022)),
+])
+def test_where_no_tcp_socket_is_the_tables_are_not_read(
+    fake_host: FakeHost, four: str, six: str, ports: tuple[int, ...]
+) -> None:
+    process(fake_host, 7, "sshd", 103)
+    fake_host.write("/proc/net/tcp6", HEAD + socket_line(2022, 103))
+    fake_host.write("/proc/net/sockstat", f"sockets: used 9\n{four}\nUDP: inuse 0 mem 0\n")
+    fake_host.write("/proc/net/sockstat6", f"{six}\nUDP6: inuse 0\n")
+    assert sshd_ports(fake_host.root) == ports
+
+
 def test_a_socket_that_systemd_holds(fake_host: FakeHost) -> None:
     fake_host.write("/etc/ssh/sshd_config", "Port 22\n")
     fake_host.write("/usr/lib/systemd/system/ssh.socket", "[Socket]\nListenStream=22\n")

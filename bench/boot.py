@@ -1,0 +1,151 @@
+"""A boot with nothing to do: processor and wall time of the boot service's own command, before and after a change.
+
+Run as root (``python -m bench.boot [COMMIT]``; ``main`` unless it says otherwise): the package of that commit and
+the one here are installed side by side, compiled, as a package would be.  The hosts are network namespaces of this
+machine with files of their own and real rules; each is brought to its mode by ``apply``, and then the two commands
+and a bare Python take turns.  Children count.  Where conntrack is built into this machine's kernel, ``unload`` means
+unload with ``fallback: stateless``, which plans both.  Writes ``results/boot.json`` and ``results/boot.md``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.netns.applying import BIND, ENTER, Machine, mount_points
+from tests.netns.namespace import Namespace
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+PYTHON = "/usr/bin/python3"  # what a unit names
+BACKENDS = ("legacy", "nft")
+MODES: dict[str, dict[str, object]] = {"notrack": {}, "stateless": {}, "unload": {"fallback": "stateless"}}
+ROUNDS = 11
+
+# Runs the commands once each, inside the host; tells (elapsed, processor) seconds of each.
+TURN = """
+import json, os, subprocess, sys, time
+found = {}
+for name, words in json.loads(sys.argv[1]).items():
+    start = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    taken = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, (name, process.returncode)
+    found[name] = taken, usage.ru_utime + usage.ru_stime
+print(json.dumps(found))
+"""
+
+
+def installed(place: Path, commit: str | None) -> str:
+    """The package of *commit*, or of this tree, compiled in *place*; gives its directory."""
+    if commit is None:
+        subprocess.run(["cp", "-r", ROOT / "cloudinit_conntrack", place], check=True)
+    else:
+        words = ["git", "archive", commit, "cloudinit_conntrack"]
+        packed = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(place)
+    subprocess.run([PYTHON, "-m", "compileall", "-q", "-f", place], check=True)
+    return str(place / "cloudinit_conntrack")
+
+
+def in_host(machine: Machine, *words: str) -> str:
+    """What *words* print in the host; they must succeed."""
+    done = machine.place.run(*ENTER, "sh", "-c", BIND, "sh", str(machine.files), *words)
+    return done.stdout
+
+
+def measured(backend: str, mode: str, commands: dict[str, Sequence[str]], files: Path) -> dict[str, list[list[float]]]:
+    """(elapsed, processor) seconds of each of *commands* on a host of its own that is as desired."""
+    place = Namespace("host")
+    try:
+        place.run("ip", "link", "set", "lo", "up")
+        machine = Machine(place, backend, files)
+        machine.prepare()
+        for words in list(commands.values())[1:]:  # the second finds nothing to do, and what it notes is its own
+            with_yaml = [word for word in words if word != "-S"]
+            in_host(machine, *with_yaml, "-c", machine.config(mode, **MODES[mode]))
+            in_host(machine, *words)
+        words = (PYTHON, "-I", "-c", TURN, json.dumps(commands))
+        turns = [json.loads(in_host(machine, *words)) for _ in range(ROUNDS + 1)][1:]  # the first warms up
+        return {name: [turn[name] for turn in turns] for name in commands}
+    finally:
+        place.close()
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and spread of *values*, in milliseconds."""
+    return {"median": statistics.median(values) * 1e3, "least": min(values) * 1e3, "most": max(values) * 1e3}
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from, and how busy it was."""
+    version = subprocess.run([PYTHON, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    return {"python": version, "kernel": platform.release(), "processors": os.cpu_count(), "load": os.getloadavg()[0],
+            "date": time.strftime("%Y-%m-%d")}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results for a reader."""
+    about = found["machine"]
+    lines = [
+        "# A boot with nothing to do", "",
+        f"The boot service's command, its children included, in milliseconds. Python {about['python']}, Linux "
+        f"{about['kernel']}, {about['processors']} processors. Load {about['load']:.1f} at the start, {about['date']}; "
+        f"medians of {ROUNDS} alternating rounds (least to most). *before* is {found['before']}, with `-I` alone; "
+        "*after* is this commit, with `-I -S`; *bare* is "
+        "`python3 -I -c pass`. `unload` settles for `stateless` on this kernel, which has conntrack built in.",
+        "", "| mode | rules | command | processor | wall |", "|---|---|---|---:|---:|",
+    ]
+    lines += [f"| {row['mode']} | {row['backend']} | {row['command']} | {_told(row['cpu'])} | {_told(row['wall'])} |"
+              for row in found["boots"]]
+    return "\n".join(lines) + "\n"
+
+
+def _told(value: dict[str, float]) -> str:
+    return f"{value['median']:.0f} ({value['least']:.0f} to {value['most']:.0f})"
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    commit = sys.argv[1] if len(sys.argv) > 1 else "main"
+    name = subprocess.run(["git", "rev-parse", "--short", commit], cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = {"machine": machine(), "before": name.stdout.strip(), "boots": []}
+    with tempfile.TemporaryDirectory() as place, mount_points():
+        base = Path(place)
+        for one in ("before", "after"):
+            (base / one).mkdir()
+        commands: dict[str, Sequence[str]] = {
+            "bare": (PYTHON, "-I", "-c", "pass"),
+            "before": (PYTHON, "-I", installed(base / "before", commit), "apply"),
+            "after": (PYTHON, "-I", "-S", installed(base / "after", None), "apply"),
+        }
+        for mode in MODES:
+            for backend in BACKENDS:
+                files = base / f"{mode}-{backend}"
+                files.mkdir()
+                for command, runs in measured(backend, mode, commands, files).items():
+                    wall, cpu = zip(*runs)
+                    found["boots"].append({"mode": mode, "backend": backend, "command": command,
+                                           "cpu": summary(cpu), "wall": summary(wall)})
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "boot.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "boot.md").write_text(table(found))
+    print(table(found), end="")
+
+
+if __name__ == "__main__":
+    main()
