@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from .. import guard
 from ..actions import LoadNative, NativeImage
-from ..config import Desired
 from ..errors import ConntrackError
 from ..netfilter import notrack
 from ..netfilter.bypass import Flow
@@ -19,6 +21,7 @@ from ..netfilter.nft_work import NftRewritten
 from ..state import FAMILIES, State
 from .draft import Draft, Item, decoded
 from .flows import bypassing, native_bypass_of, rewrite_policy
+from .judging import Place, kept_ports, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
 
 PLACE = "live native nftables"
 
@@ -30,10 +33,11 @@ def plan_native(draft: Draft) -> None:
         return
     before = parse_nft(state.native.listing, PLACE)
     outcome = change(draft, before, PLACE)
-    report(draft, outcome, before, PLACE, "native")
+    place = Place(PLACE, "native", partial(place_of, before))
+    report(draft, outcome, before, place)
     if outcome.ruleset is before or outcome.blockers:
         return
-    compare(draft, before, outcome, PLACE, "native")
+    judge(draft, before, outcome, place)
     tables = changed_tables(before, outcome.ruleset)
     _refuse_foreign(draft, tables)
     there = tables_text(state.native.text)
@@ -153,50 +157,31 @@ def summary(outcome: NftRewritten, mode: str) -> str:
 # --- what is said ------------------------------------------------------------------------------
 
 
-def report(draft: Draft, outcome: NftRewritten, before: NftRuleSet, where: str, key: str) -> None:
-    for blocker in outcome.blockers:
-        place = f"{where}: {place_of(before, blocker.line)}"
-        draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule}: {blocker.reason}",
-                                   blocker.remedy))
-    for number, note in enumerate(outcome.notes, 1):
-        place, text = _placed(before, note.removeprefix(f"{before.name}: "))
-        draft.findings.append(Item(f"note:{key}:{number}", f"{where}: {place}" if place else where, text))
+def report(draft: Draft, outcome: NftRewritten, before: NftRuleSet, place: Place) -> None:
+    """What stands in the way, and what is to be known."""
+    say_blockers(draft, outcome.blockers, place)
+    say_notes(draft, (_placed(place, note.removeprefix(f"{before.name}: ")) for note in outcome.notes), place.key)
 
 
-def _placed(before: NftRuleSet, note: str) -> tuple[str, str]:
-    """(place, text) of a note, which may begin with ``object 7:``."""
+def _placed(place: Place, note: str) -> tuple[str, str]:
+    """(where, text) of a note, which may begin with ``object 7:``."""
     head, colon, text = note.partition(": ")
     number = head.removeprefix("object ")
     if colon and head.startswith("object ") and number.isdigit():
-        return place_of(before, int(number)), text
-    return "", note
+        return place.at(int(number)), text
+    return place.where, note
 
 
-def compare(draft: Draft, before: NftRuleSet, outcome: NftRewritten, where: str, key: str) -> None:
+def judge(draft: Draft, before: NftRuleSet, outcome: NftRewritten, place: Place) -> None:
     """Say which packets are let through otherwise than before, and refuse to close a port that must stay open."""
     from ..netfilter.stated import stated_nft  # here: a boot with nothing to do needs none of it
 
     difference, why_not = stated_nft(before, outcome.ruleset)
-    if difference is None:
-        draft.findings.append(Item(f"difference:{key}", where, why_not))
-        for number, change in enumerate(outcome.changes, 1):
-            if change.widens:
-                place = f"{where}: {place_of(before, change.line)}" if change.line else where
-                draft.widenings.append(Item(f"widening:{key}:{number}", place, change.widens))
-    else:
-        for number, text in enumerate(filter(_possible, map(str, difference.widened)), 1):
-            draft.widenings.append(Item(f"widening:{key}:{number}", where, text))
-        for number, text in enumerate(filter(_possible, map(str, difference.narrowed)), 1):
-            draft.findings.append(Item(f"narrowing:{key}:{number}", where, f"no longer accepted: {text}"))
-        for told in difference.handshakes[:1] if _strict(draft.desired) else ():
-            draft.blockers.append(Item(f"handshake:{key}", where, f"the new rules would let in {told}",
-                                       "this is our defect: report it with the rule-set"))
-    _guard(draft, before, outcome.ruleset, where)
-
-
-def _strict(desired: Desired) -> bool:
-    """Whether a handshake newly let in is our defect: not one that the section asks for."""
-    return desired.mode != "notrack" and desired.rules.stateful != "remove"
+    if difference is not None:
+        difference = replace(difference, widened=tuple(told for told in difference.widened if _possible(str(told))),
+                             narrowed=tuple(told for told in difference.narrowed if _possible(str(told))))
+    say_difference(draft, (difference, why_not), outcome.changes, place)
+    _guard(draft, before, outcome.ruleset, place.where)
 
 
 def _possible(told: str) -> bool:
@@ -207,8 +192,7 @@ def _possible(told: str) -> bool:
 def _guard(draft: Draft, before: NftRuleSet, after: NftRuleSet, where: str) -> None:
     from ..netfilter.stated import MOST_RULES  # here: a boot with nothing to do needs none of it
 
-    keep = draft.desired.guard.keep
-    ports = draft.state.sshd_ports if keep is None else keep
+    ports = kept_ports(draft)
     if sum(1 for _ in before.of_kind("rule")) > MOST_RULES:
         draft.findings.append(Item(f"unguarded:{where}", where, "its rules are too many to prove packet by packet that "
                                    f"TCP {', '.join(map(str, ports))} stays reachable", "use guard.probes"))
@@ -220,13 +204,5 @@ def _guard(draft: Draft, before: NftRuleSet, after: NftRuleSet, where: str) -> N
         draft.findings.append(Item(f"unguarded:{where}", where, f"not proved packet by packet: {error}",
                                    "use guard.probes"))
         return
-    for port, reason in found:
-        draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
-                                   "add an accept rule for the port, or take it out of guard.keep"))
-    if draft.desired.mode == "notrack":
-        return
-    tcp = [f.ports[0] for f in draft.desired.flows.frontends if f.protocol == "tcp"]
-    closed = ", ".join(str(port) for port in tcp if guard.is_closed_native(before, port))
-    if closed:
-        draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
-                                   "add an accept rule if clients shall reach it"))
+    say_closed(draft, found, where)
+    say_closed_frontends(draft, partial(guard.is_closed_native, before), where)

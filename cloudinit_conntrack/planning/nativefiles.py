@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from typing import Callable
 
 from ..actions import RewriteNative
 from ..config import Desired
 from ..netfilter.nft_ruleset import parse_nft
-from ..netfilter.nft_tables import listed
+from ..netfilter.nft_tables import listed, place_of
 from ..netfilter.nft_text import (
     Word,
     flushes_all,
@@ -32,7 +33,8 @@ from ..netfilter.nft_text import (
 from ..state import NativeFile, State
 from .draft import Draft, Item, decoded
 from .haproxy import with_haproxy
-from .native import change, compare, report, summary, uses_own_table
+from .judging import Place
+from .native import change, judge, report, summary, uses_own_table
 
 MARK = "# cloudinit-conntrack:"
 
@@ -56,10 +58,11 @@ def plan_native_file(draft: Draft, file: NativeFile) -> None:
         return
     before = parse_nft(file.listing, file.path)
     outcome = change(draft, before, file.path)
-    report(draft, outcome, before, file.path, file.path)
+    place = Place(file.path, file.path, partial(place_of, before))
+    report(draft, outcome, before, place)
     if outcome.ruleset is before or outcome.blockers:
         return
-    compare(draft, before, outcome, file.path, file.path)
+    judge(draft, before, outcome, place)
     if file.included:
         draft.findings.append(Item(f"included:{file.path}", file.path,
                                    f"the files that it includes become a part of it: {', '.join(file.included)}",

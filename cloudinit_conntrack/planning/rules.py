@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from .. import guard
 from ..actions import LoadRules, WriteFile
@@ -17,6 +18,7 @@ from ..netfilter.tables import filled, split_tables, tables_alone
 from ..state import LiveRules, SavedFile, State
 from .draft import Draft, Item, decoded, new_image, place_of
 from .flows import bypass_of, bypassing, rewrite_policy, without_closed
+from .judging import Place, kept_ports, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
 from .native import native_nat, uses_own_table
 
 
@@ -36,12 +38,11 @@ def plan_live(draft: Draft, live: LiveRules) -> None:
     where = f"live iptables-{live.backend} {live.family}"
     before = parse_ruleset(live.text, live.family, where)
     outcome = _change(draft, before, live.backend, where)
-    key = f"{live.backend}:{live.family}"
-    _report(draft, outcome, where, key, before)
+    place = Place(where, f"{live.backend}:{live.family}", partial(place_of, before))
+    _report(draft, outcome, place)
     if outcome.ruleset is before or outcome.blockers:
         return
-    _guard(draft, before, outcome.ruleset, where)
-    _state_difference(draft, before, outcome, where, key)
+    _judge(draft, before, outcome, place)
     old, new, dropped, created = split_tables(before, outcome.ruleset)
     reason = _summary(outcome, draft.desired.mode)
     draft.rules.append(LoadRules(live.backend, live.family, old, new, reason, dropped, created))
@@ -52,11 +53,11 @@ def plan_saved(draft: Draft, saved: SavedFile) -> None:
         return
     before = parse_ruleset(decoded(saved.image.content), saved.family, saved.path)
     outcome = _change(draft, before, "", saved.path)
-    _report(draft, outcome, saved.path, saved.path, before)
+    place = Place(saved.path, saved.path, partial(place_of, before))
+    _report(draft, outcome, place)
     if outcome.ruleset is before or outcome.blockers:
         return
-    _guard(draft, before, outcome.ruleset, saved.path)
-    _state_difference(draft, before, outcome, saved.path, saved.path)
+    _judge(draft, before, outcome, place)
     content = format_ruleset(outcome.ruleset).encode("utf-8", "surrogateescape")
     reason = _summary(outcome, draft.desired.mode)
     draft.files.append(WriteFile(saved.path, saved.image, new_image(saved.image, content), reason))
@@ -142,51 +143,17 @@ def _summary(outcome: Rewritten, mode: str) -> str:
     return f"{count} {what} {' or '.join(sorted(fates, reverse=True))}"
 
 
-def _report(draft: Draft, outcome: Rewritten, where: str, key: str, before: RuleSet) -> None:
-    for blocker in outcome.blockers:
-        place = f"{where}: {place_of(before, blocker.line)}"
-        draft.blockers.append(Item(f"rule:{key}:{blocker.line}", place, f"{blocker.rule.strip()}: {blocker.reason}",
-                                   blocker.remedy))
-    for number, note in enumerate(outcome.notes, 1):
-        draft.findings.append(Item(f"note:{key}:{number}", where, note))
+def _report(draft: Draft, outcome: Rewritten, place: Place) -> None:
+    say_blockers(draft, outcome.blockers, place)
+    say_notes(draft, ((place.where, note) for note in outcome.notes), place.key)
 
 
-def _state_difference(draft: Draft, before: RuleSet, outcome: Rewritten, where: str, key: str) -> None:
-    """Say which packets are let through otherwise than before, computed from the two rule-sets.
-
-    A handshake that the rewrite newly let in would be our defect: it blocks.  The bypass
-    opens what the configuration names, and rules.stateful: remove what a rule had limited; both say so.
-    """
+def _judge(draft: Draft, before: RuleSet, outcome: Rewritten, place: Place) -> None:
+    """No port that must stay is closed; what is let through otherwise than before."""
     from ..netfilter.stated import stated  # here: only a change has a difference, and a boot has none
 
-    difference, why_not = stated(before, outcome.ruleset)
-    if difference is None:
-        draft.findings.append(Item(f"difference:{key}", where, why_not))
-        for number, change in enumerate(outcome.changes):
-            if change.widens:
-                place = f"{where}: {place_of(before, change.line)}" if change.line else where
-                draft.widenings.append(Item(f"widening:{key}:{change.line or f'new{number}'}", place, change.widens))
-        return
-    for number, told in enumerate(difference.widened, 1):
-        draft.widenings.append(Item(f"widening:{key}:{number}", where, str(told)))
-    for number, told in enumerate(difference.narrowed, 1):
-        draft.findings.append(Item(f"narrowing:{key}:{number}", where, f"no longer accepted: {told}"))
-    if draft.desired.mode != "notrack" and draft.desired.rules.stateful != "remove":
-        for told in difference.handshakes[:3]:
-            draft.blockers.append(Item(f"handshake:{key}", where, f"the new rules would let in {told}",
-                                       "this is our defect: report it with the rule-set"))
-
-
-def _guard(draft: Draft, before: RuleSet, after: RuleSet, where: str) -> None:
-    keep = draft.desired.guard.keep
-    ports = draft.state.sshd_ports if keep is None else keep
-    for port, reason in guard.closed_ports(before, after, ports, bypassing(draft.desired, ports, before.family)):
-        draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
-                                   "add an accept rule for the port, or take it out of guard.keep"))
-    if draft.desired.mode == "notrack":
-        return
-    tcp = [f.ports[0] for f in draft.desired.flows.frontends if f.protocol == "tcp"]
-    closed = ", ".join(str(port) for port in tcp if guard.is_closed(before, port))
-    if closed:
-        draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
-                                   "add an accept rule if clients shall reach it"))
+    after, ports = outcome.ruleset, kept_ports(draft)
+    untracked = bypassing(draft.desired, ports, before.family)
+    say_closed(draft, guard.closed_ports(before, after, ports, untracked), place.where)
+    say_closed_frontends(draft, partial(guard.is_closed, before), place.where)
+    say_difference(draft, stated(before, after), outcome.changes, place)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 
 from .. import guard
 from ..actions import ProveLoading
 from ..netfilter import ufw
 from ..netfilter.ruleset import RuleSet, format_ruleset
-from ..netfilter.stateless import RuleBlocker
 from ..state import FoundFile
 from .draft import Draft, Item, decoded, place_of, planned, write_file
 from .flows import rewrite_policy
+from .judging import Place, kept_ports, say_blockers, say_closed, say_difference, say_notes
 
 CONF, DEFAULTS = "/etc/ufw/ufw.conf", "/etc/default/ufw"
 UNITS = ("ufw.service",)
@@ -82,7 +83,9 @@ def _plan_family(draft: Draft, family: str, policies: ufw.Policies, untracked: b
     policy = rewrite_policy(draft.desired, draft.state.kernel)
     for number, ruleset in enumerate(before):
         outcome = ufw.rewritten(ruleset, after, before[number + 1:], policies, policy)
-        _report(draft, files[number], ruleset, outcome.blockers, outcome.notes)
+        place = Place(files[number].path, files[number].path, partial(place_of, ruleset))
+        say_blockers(draft, outcome.blockers, place)
+        say_notes(draft, ((place.where, note) for note in outcome.notes), place.key)
         after.append(outcome.ruleset)
     if policy.reassemble and any(one is not other for one, other in zip(before, after)):
         after = list(ufw.kept_whole(after, policies))
@@ -106,36 +109,14 @@ def _prove(draft: Draft, family: str, after: list[RuleSet], policies: ufw.Polici
                                          "rules that do not load under the block leave ufw's ports closed at boot"))
 
 
-def _report(draft: Draft, file: FoundFile, ruleset: RuleSet, blockers: tuple[RuleBlocker, ...],
-            notes: tuple[str, ...]) -> None:
-    for blocker in blockers:
-        where = f"{file.path}: {place_of(ruleset, blocker.line)}"
-        draft.blockers.append(Item(f"rule:{file.path}:{blocker.line}", where,
-                                   f"{blocker.rule.strip()}: {blocker.reason}", blocker.remedy))
-    for number, note in enumerate(notes, 1):
-        draft.findings.append(Item(f"note:{file.path}:{number}", file.path, note))
-
-
 def _judge(draft: Draft, family: str, before: RuleSet, after: RuleSet) -> None:
     """What all files together let through otherwise, and that no port that must stay is closed."""
     from ..netfilter.stated import stated  # here: a boot with nothing to do needs none of it
 
     where = f"ufw, {family}"
-    keep = draft.desired.guard.keep
-    for port, reason in guard.closed_ports(before, after, draft.state.sshd_ports if keep is None else keep):
-        draft.blockers.append(Item(f"guard:{where}:{port}", where, reason,
-                                   "'ufw allow' the port, or take it out of guard.keep"))
-    difference, why_not = stated(before, after)
-    if difference is None:
-        draft.findings.append(Item(f"difference:{where}", where, why_not))
-        return
-    for number, told in enumerate(difference.widened, 1):
-        draft.widenings.append(Item(f"widening:{where}:{number}", where, str(told)))
-    for number, told in enumerate(difference.narrowed, 1):
-        draft.findings.append(Item(f"narrowing:{where}:{number}", where, f"no longer accepted: {told}"))
-    for number, told in enumerate(difference.handshakes[:3], 1):
-        draft.blockers.append(Item(f"handshake:{where}:{number}", where, f"the new rules would let in {told}",
-                                   "this is our defect: report it with the rule-set"))
+    say_closed(draft, guard.closed_ports(before, after, kept_ports(draft)), where,
+               "'ufw allow' the port, or take it out of guard.keep")
+    say_difference(draft, stated(before, after), (), Place(where, where, str))
 
 
 def _keep_from_tracking(draft: Draft, defaults: FoundFile) -> None:
