@@ -1,6 +1,9 @@
 # cloudinit-conntrack: `make help` says what there is.
 .DEFAULT_GOAL := help
 PYTEST := .venv/bin/python -m pytest
+# One process for each core; what only an idle machine can judge comes before, alone.
+TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
+ALONE := $(PYTEST) -m alone
 
 .PHONY: help prepare demo test check upstream netns cloudinit guest bench lockout fuzz clean
 
@@ -15,22 +18,24 @@ demo: ## the main job in a guest: before, apply, second boot, revert
 	python3 -m tests.guest.demo
 
 test: prepare ## everything that CI runs
-	$(PYTEST) tests
+	$(ALONE) tests/netns
+	$(TOGETHER) tests
 
 check: prepare ## linters and unit tests
-	$(PYTEST) tests/unit
+	$(TOGETHER) tests/unit
 
 upstream: prepare ## iptables' own test rules as judge of the language
-	$(PYTEST) tests/upstream
+	$(TOGETHER) tests/upstream
 
 netns: prepare ## real rules and packets in network namespaces
-	$(PYTEST) tests/netns
+	$(ALONE) tests/netns
+	$(TOGETHER) tests/netns
 
 cloudinit: prepare ## the four real versions of cloud-init
-	$(PYTEST) tests/cloudinit
+	$(TOGETHER) tests/cloudinit
 
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
-	$(PYTEST) tests/guest
+	$(TOGETHER) tests/guest
 
 bench: prepare ## the rewrite beside the kernel's own loader; a boot with nothing to do
 	.venv/bin/python -m bench.rewrite

@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from chroots import SUITES, Suite, make_chroots
+from chroots import SUITES, Suite, make_chroot
 from installation import bare_machine, installed_layer
 from machines import Machine, machine
 
 Installed = Callable[[Suite], AbstractContextManager[Machine]]
+ChrootOf = Callable[[Suite], Path]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,33 +24,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def chroots(request: pytest.FixtureRequest) -> dict[str, Path]:
-    """The chroots of all versions; making them takes minutes once, so it shows."""
+def chroot_of(request: pytest.FixtureRequest) -> ChrootOf:
+    """The chroot of a version; making it takes half a minute once, so it shows."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def progress(line: str) -> None:
         with capture.global_and_fixture_disabled():
             print(f"\n{line}", end="", flush=True)
 
-    return make_chroots(SUITES, progress)
+    return lambda suite: make_chroot(suite, progress)
 
 
 @pytest.fixture
-def bare(suite: Suite, chroots: dict[str, Path]) -> Iterator[Machine]:
+def bare(suite: Suite, chroot_of: ChrootOf) -> Iterator[Machine]:
     """A machine with cloud-init and stateful rules, without our package."""
-    with bare_machine(chroots[suite.name]) as made:
+    with bare_machine(chroot_of(suite)) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def installed_on(chroots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed_on(chroot_of: ChrootOf, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Makes machines with our package, listed in cloud.cfg as ``[conntrack, always]``."""
 
     @cache
     def layer(suite: Suite) -> Path:
-        return installed_layer(chroots[suite.name], tmp_path_factory.mktemp(suite.name))
+        return installed_layer(chroot_of(suite), tmp_path_factory.mktemp(suite.name))
 
-    return lambda suite: machine(layer(suite), chroots[suite.name])
+    return lambda suite: machine(layer(suite), chroot_of(suite))
 
 
 @pytest.fixture

@@ -8,32 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from . import guest_image, later, layer
+from . import guest_image, layer
 from .full_guest import FullGuest, NewGuest
 from .uml import CHECKOUT
 
-_said: list[str] = []
 
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Know which stories will be asked for; compile our code once, for all quick guests."""
-    modules = dict.fromkeys(item.module for item in session.items if isinstance(item, pytest.Function))
-    later.collect(value for module in modules for value in vars(module).values() if isinstance(value, later.Later))
+def pytest_collection_finish() -> None:
+    """Compile our code once, for all quick guests."""
     # A guest reads the checkout and must not write to it; its Python is Debian's.
     command = ["/usr/bin/python3", "-m", "compileall", "-q", str(CHECKOUT / "cloudinit_conntrack")]
     subprocess.run(command, check=False, capture_output=True, timeout=120)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests measured."""
-    for line in _said:
-        terminalreporter.write_line(f"measured: {line}")
-
-
-@pytest.fixture(scope="session")
-def measured() -> list[str]:
-    """Lines for the end of the run's output: figures that no test asserts."""
-    return _said
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ that no network namespace) of this machine.  Between runs the files are ordinary
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -35,6 +37,7 @@ ENTER = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"
 BIND = f'from=$1; shift; for d in /etc {" ".join(COVERED)}; do mount --bind "$from$d" "$d" || exit 99; done; ' \
        '"$@"; exit $?'  # not exec: as process 1 of its namespace it could not be killed
 SAVED = {"ipv4": "etc/iptables/rules.v4", "ipv6": "etc/iptables/rules.v6"}
+MADE = Path(tempfile.gettempdir(), "cloudinit-conntrack-mount-points")
 LONG_AGO = 1_234_567_890_123_456_789  # ns; a time that no copy gets by chance
 STATEFUL = re.compile(r"conntrack|--state|--ctstate|-j (CT|NOTRACK|CONNMARK|MASQUERADE|[DS]NAT)\b|\*nat")
 RuleTexts = dict[tuple[str, str], str]
@@ -42,17 +45,25 @@ RuleTexts = dict[tuple[str, str], str]
 
 @contextmanager
 def mount_points() -> Iterator[None]:
-    """The covered directories exist on this machine; those that did not are taken away again."""
-    made: list[Path] = []
-    for place in map(Path, COVERED):
-        if not place.exists():
-            place.mkdir()
-            made.append(place)
-    try:
-        yield
-    finally:
-        for place in made:
-            place.rmdir()  # fails where the command wrote into it: then it was not covered
+    """The covered directories exist on this machine; the last process to use them takes those away that did not."""
+    with MADE.open("a+") as made:  # the names of those that are to go
+        fcntl.flock(made, fcntl.LOCK_SH)
+        for place in map(Path, COVERED):
+            with suppress(FileExistsError):
+                place.mkdir()
+                made.write(f"{place}\n")
+        made.flush()
+        try:
+            yield
+        finally:
+            fcntl.flock(made, fcntl.LOCK_UN)
+            with suppress(BlockingIOError):  # another process needs them
+                fcntl.flock(made, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                made.seek(0)
+                names = made.read().split()
+                made.truncate(0)
+                for name in names:
+                    Path(name).rmdir()  # fails where the command wrote into it: then it was not covered
 
 
 @dataclass

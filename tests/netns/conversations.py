@@ -13,13 +13,15 @@ import struct
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, TypeVar
 
 from .namespace import Namespace
 
 Address = tuple[str, int]
+Result = TypeVar("Result")
 FAMILY = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 PING_PROTOCOL = {"ipv4": socket.IPPROTO_ICMP, "ipv6": socket.IPPROTO_ICMPV6}
+NAP = 0.05  # seconds
 NO_WAITING = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
 # include/uapi/linux/in.h, in6.h
 IP_RECVERR, IPV6_RECVERR = 11, 25
@@ -224,10 +226,26 @@ async def _ask(caller: socket.socket, content: bytes) -> None:
     assert await asyncio.get_running_loop().sock_recv(caller, 65535) == content
 
 
+async def within(conversation: Awaitable[Result], patience: float) -> Result:
+    """What *conversation* gives; asyncio.TimeoutError after *patience* seconds in which this process could run.
+
+    They are counted in naps: while the machine is busy with others, a nap is longer, and no patience is lost.
+    """
+    task = asyncio.ensure_future(conversation)
+    try:
+        for _ in range(max(1, round(patience / NAP))):
+            await asyncio.wait([task], timeout=NAP)
+            if task.done():
+                break
+        return await asyncio.wait_for(task, 0)
+    finally:
+        task.cancel()
+
+
 async def outcome(conversation: Awaitable[None], patience: float) -> str:
     """``ok``, or how it failed: ``timeout`` or the error's name (``ECONNREFUSED``)."""
     try:
-        await asyncio.wait_for(conversation, patience)
+        await within(conversation, patience)
     except asyncio.TimeoutError:
         return "timeout"
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ PROTOCOLS = {
 }
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 BUFFER = 64 << 20
-QUIET = 0.06  # seconds without a packet that end a scan
-LONGEST = 10.0
+NAP = 0.02  # seconds
+QUIET = 4  # naps without a packet that end a scan: while others keep the machine busy, a nap is longer
+LONGEST = 60.0
 WAYS = ("in", "through", "out", "back")
 PIECES = {"two": 24, "swapped": 24, "tiny": 8, "atomic": 1 << 12}
 _serials = count(1)
@@ -192,9 +194,11 @@ def raw(place: Namespace, family: str, protocol: int) -> Iterator[Tap]:
 def _collect(taps: Iterable[Tap], found: dict[tuple[str, str], list[wire.Seen]]) -> None:
     """Read until nothing comes any more; (place, outer address) -> what was seen."""
     by_socket = {t.socket: t for t in taps}
-    for _ in range(int(LONGEST / QUIET)):
-        ready, _, _ = select.select(list(by_socket), [], [], QUIET)
-        if not ready:
+    quiet, until = 0, time.monotonic() + LONGEST
+    while time.monotonic() < until:
+        ready, _, _ = select.select(list(by_socket), [], [], NAP)
+        quiet = 0 if ready else quiet + 1
+        if quiet == QUIET:
             return
         for socket_ in ready:
             for seen in _drain(by_socket[socket_]):

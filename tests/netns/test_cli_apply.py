@@ -216,6 +216,7 @@ def test_a_restore_that_fails_half_way_rolls_everything_back(machine: Machine, m
 # --- clients notice nothing ----------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", MODES)
 def test_clients_notice_neither_apply_nor_revert(balancer: tuple[Topology, Machine], mode: str) -> None:
     net, machine = balancer
@@ -248,6 +249,7 @@ def test_clients_notice_neither_apply_nor_revert(balancer: tuple[Topology, Machi
     assert without_made_tables(machine.rules(), rules) == rules
 
 
+@pytest.mark.alone
 def test_a_short_gap_is_noticed(balancer: tuple[Topology, Machine]) -> None:
     """What the test above would show otherwise: for a fifth of a second nobody is let in."""
     net, machine = balancer
@@ -303,7 +305,7 @@ async def _tracked_ports(net: Topology) -> set[str]:
 
 
 async def _within(conversation: Any) -> Any:
-    return await asyncio.wait_for(conversation, usage.PATIENCE)
+    return await conversations.within(conversation, usage.EXPECTED)
 
 
 # --- for programs --------------------------------------------------------------------

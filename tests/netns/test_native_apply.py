@@ -306,6 +306,7 @@ def test_beside_iptables(machine: Machine, backend: str, mode: str) -> None:
 # --- clients notice nothing ------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("case", ("balancer", "server-vmap"))
 @pytest.mark.parametrize("mode", MODES)
 def test_clients_notice_neither_apply_nor_revert(net: Topology, tmp_path: Path, case: str, mode: str) -> None:

@@ -83,8 +83,8 @@ async def _open_all(net: Topology, made: World) -> dict[str, Pair]:
 
 async def _open(net: Topology, made: World, way: str, port: int) -> Pair:
     place, to = usage.ends(net, made.family, way)
-    pair = await asyncio.wait_for(conversations.connect(made, place, (to, port)), PATIENCE)
-    await asyncio.wait_for(conversations.talk(pair, 100), PATIENCE)
+    pair = await conversations.within(conversations.connect(made, place, (to, port)), PATIENCE)
+    await conversations.within(conversations.talk(pair, 100), PATIENCE)
     return pair
 
 

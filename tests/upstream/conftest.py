@@ -8,20 +8,6 @@ import pytest
 
 from .debian_source import source_tree
 
-_said: list[str] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests measured."""
-    for line in _said:
-        terminalreporter.write_line(f"measured: {line}")
-
-
-@pytest.fixture(scope="session")
-def measured() -> list[str]:
-    """Lines for the end of the run's output: figures that no test asserts."""
-    return _said
-
 
 @pytest.fixture(scope="session")
 def tree() -> Path:
