@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from .packets import Box, PacketSet
 from .parts import MIDWAY, TCP, flags_matching, icmp_parts
@@ -142,22 +143,26 @@ class _Walk:
     def _walk(self, name: str, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet]:
         space = self.universe.space
         here: PacketSet = True
-        taken: PacketSet = False
-        returned: PacketSet = False
-        exempt: PacketSet = False
-        for line in self.ruleset.appended.get((self.table, name), ()):
-            hit = space.both(here, matched(self.universe, line.rule))
-            accepts, through, ends = self._target(line.rule, above)
-            taken = space.either(taken, space.both(hit, accepts))
-            spared: PacketSet = is_notrack(line.rule) or self.exempt.get(line.rule.target, False)
-            exempt = space.either(exempt, space.both(hit, spared))
+        taken: list[PacketSet] = []
+        returned: list[PacketSet] = []
+        exempt: list[PacketSet] = []
+        lines = self.ruleset.appended.get((self.table, name), ())
+        # Rules in a row that do the same are one: what each of them takes need not be cut out by itself.
+        for (accepts, through, ends, spared), alike in groupby(lines, lambda line: self._does(line.rule, above)):
+            hit = space.both(here, space.union(matched(self.universe, line.rule) for line in alike))
+            taken.append(space.both(hit, accepts))
+            exempt.append(space.both(hit, spared))
             if ends:
                 here = space.without(here, hit)
-                returned = space.either(returned, space.both(hit, through))
+                returned.append(space.both(hit, through))
             elif through is not True:
                 here = space.either(space.without(here, hit), space.both(hit, through))
-        self.exempt[name] = exempt
-        return taken, space.either(here, returned)
+        self.exempt[name] = space.union(exempt)
+        return space.union(taken), space.union([*returned, here])
+
+    def _does(self, rule: Rule, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet, bool, PacketSet]:
+        """(accepted, come through, whether the chain ends here, untracked) for a packet that *rule* matches."""
+        return (*self._target(rule, above), is_notrack(rule) or self.exempt.get(rule.target, False))
 
     def _target(self, rule: Rule, above: tuple[str, ...]) -> tuple[PacketSet, PacketSet, bool]:
         """(accepted, come through, whether the chain ends here) for a packet that *rule* matches."""
@@ -233,4 +238,5 @@ def _lost(universe: Universe, hook: str, less: PacketSet, kept: PacketSet) -> li
 
 
 def _count(universe: Universe, found: PacketSet) -> int:
-    return sum(1 for _ in universe.space.split(found, FIRST_OPEN))
+    space, found = universe.in_order_of_telling(found)
+    return sum(1 for _ in space.split(found, FIRST_OPEN))

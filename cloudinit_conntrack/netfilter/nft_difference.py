@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 from .difference import Difference, told
 from .nft_kinds import FAMILIES, NFPROTO
@@ -21,7 +21,7 @@ from .nft_untracked import CONNTRACK
 from .nft_values import Ranges, complement
 from .packets import Box, PacketSet, Space
 from .stateful import STATES
-from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
+from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, ORDER, OUT, PROTOCOL, SOURCE, SPORT, STATE, Universe
 
 # The hooks that a packet passes.
 PATHS = {
@@ -144,15 +144,15 @@ class _Rules:
 
     def _exempt(self, universe: Universe, hook: str) -> PacketSet:
         """What ``notrack`` rules match before conntrack; rules before them are taken to let it through."""
-        found: PacketSet = False
+        found: list[PacketSet] = []
         for place, bases in self.ruleset.hooks.items():
             early = any(base.hook == hook and base.priority < CONNTRACK for base in bases)
             mine = early and self.family in FAMILIES.get(place[0], ())
             for entry in self.ruleset.rules.get(place, ()) if mine else ():
                 if any("notrack" in statement for statement in entry.statements):
                     tests = tests_of(self.ruleset, entry, entry.statements)
-                    found = universe.space.either(found, matched(universe, tests))
-        return found
+                    found.append(matched(universe, tests))
+        return universe.space.union(found)
 
 
 def _one_by_one(statements: tuple[Mapping[str, Json], ...]) -> list[tuple[Mapping[str, Json], ...]]:
@@ -192,7 +192,7 @@ def _universe(family: str, every: list[tuple[Test, ...]]) -> Universe:
     sizes = (len(protocols) + 1, 256, len(STATES), len(ports) - 1, len(ports) - 1, len(addresses) - 1,
              len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1, *(2 for _ in conditions))
     return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
-                    tuple(reversed(conditions)), Space(sizes))
+                    tuple(reversed(conditions)), Space(sizes, ORDER))
 
 
 def _cuts(ranges: Ranges) -> set[int]:
@@ -291,18 +291,21 @@ class _Walk:
     def _walk(self, place: Place, above: tuple[Place, ...]) -> tuple[PacketSet, PacketSet]:
         space = self.universe.space
         here: PacketSet = True
-        taken: PacketSet = False
-        returned: PacketSet = False
-        for tests, verdict in (arm for arms in self.rules.arms.get(place, ()) for arm in arms):
-            hit = space.both(here, matched(self.universe, tests))
-            accepts, through, ends = self._verdict(place, verdict, above)
-            taken = space.either(taken, space.both(hit, accepts))
+        taken: list[PacketSet] = []
+        returned: list[PacketSet] = []
+        every = (arm for arms in self.rules.arms.get(place, ()) for arm in arms)
+        # Arms in a row with the same verdict are one: what each of them takes need not be cut out by itself.
+        for (accepts, through, ends), alike in groupby(every, lambda arm: self._verdict(place, arm[1], above)):
+            if through is True and not ends:
+                continue  # it only looks
+            hit = space.both(here, space.union(matched(self.universe, tests) for tests, _ in alike))
+            taken.append(space.both(hit, accepts))
             if ends:
                 here = space.without(here, hit)
-                returned = space.either(returned, space.both(hit, through))
-            elif through is not True:
+                returned.append(space.both(hit, through))
+            else:
                 here = space.either(space.without(here, hit), space.both(hit, through))
-        return taken, space.either(here, returned)
+        return space.union(taken), space.union([*returned, here])
 
     def _verdict(
         self, place: Place, verdict: Mapping[str, Json], above: tuple[Place, ...]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from .bypass import Flow
@@ -15,6 +16,8 @@ from .replies import ports_text
 
 _PATHS = {"input": "INPUT", "output": "OUTPUT"}
 _SYN, _ACK = 2, 16
+Tests = tuple[Test, ...]  # a packet, by what it passes
+Let = AbstractSet[tuple[str, Tests]]  # the packets of each family that come through
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,26 @@ def _of_chain(base: NftRuleSet, result: NftRuleSet, chain: Entry, hook: str, byp
     told = "was closed and is open now"
     if hook == "output":
         asking, answering, told = answering, asking, "was refused as a destination and is not now"
+    new = {(f, _begin(one, hook, "NEW")) for one in asking for f in _families(chain, one)}
+    untracked = {(f, packet) for one in asking for f in _families(chain, one)
+                 for packet in (_begin(one, hook, "UNTRACKED"), _follow(one, hook, "dport"))}
+    untracked |= {(f, _follow(one, hook, "sport")) for one in answering for f in _families(chain, one)}
+    before = coming_through(_alone(base, chain), hook, new)
+    after = coming_through(_alone(result, chain), hook, untracked)
     for one in asking:
-        yield from _first(_alone(base, chain), _alone(result, chain), chain, hook, one, told)
+        yield from _first(before, after, chain, hook, one, told)
     for one in answering:
-        flags = _ACK if one.flow.protocol == "tcp" else None
-        yield from _missing(_alone(result, chain), chain, hook, one, _packet(one, hook, "sport", flags, "UNTRACKED"),
-                            "s", None)
+        yield from _missing(after, chain, hook, one, _follow(one, hook, "sport"), "s", None)
+
+
+def _begin(one: FamilyFlow, hook: str, state: str) -> Tests:
+    """The first packet of a flow."""
+    return _packet(one, hook, "dport", _SYN if one.flow.protocol == "tcp" else None, state)
+
+
+def _follow(one: FamilyFlow, hook: str, port: str) -> Tests:
+    """An untracked packet of a flow that is running."""
+    return _packet(one, hook, port, _ACK if one.flow.protocol == "tcp" else None, "UNTRACKED")
 
 
 def _alone(ruleset: NftRuleSet, chain: Entry) -> NftRuleSet:
@@ -56,30 +73,24 @@ def _alone(ruleset: NftRuleSet, chain: Entry) -> NftRuleSet:
     return ruleset.with_entries(e for e in ruleset.entries if e.base is None or e.place == chain.place)
 
 
-def _first(
-    base: NftRuleSet, result: NftRuleSet, chain: Entry, hook: str, one: FamilyFlow, told: str
-) -> Iterator[Opening]:
+def _first(before: Let, after: Let, chain: Entry, hook: str, one: FamilyFlow, told: str) -> Iterator[Opening]:
     """What lets the flow's own direction through: its first packet, and those that follow."""
-    tcp = one.flow.protocol == "tcp"
     widens = f"{one.flow.protocol} port {ports_text(one.flow.ports)} {told}"
-    opened = _packet(one, hook, "dport", _SYN if tcp else None, "UNTRACKED")
-    found = list(_missing(result, chain, hook, one, opened, "d", widens))
+    found = list(_missing(after, chain, hook, one, _begin(one, hook, "UNTRACKED"), "d", widens))
     yield from found
     if found:
         return
-    new = _packet(one, hook, "dport", _SYN if tcp else None, "NEW")
-    if not all(_some(base, hook, family, new) for family in _families(chain, one)):
+    if not all((family, _begin(one, hook, "NEW")) in before for family in _families(chain, one)):
         yield Opening(chain, (), "a rule lets untracked packets through", widens)
-    if tcp:
-        yield from _missing(result, chain, hook, one, _packet(one, hook, "dport", _ACK, "UNTRACKED"), "d", None)
+    if one.flow.protocol == "tcp":
+        yield from _missing(after, chain, hook, one, _follow(one, hook, "dport"), "d", None)
 
 
 def _missing(
-    result: NftRuleSet, chain: Entry, hook: str, one: FamilyFlow, packet: tuple[Test, ...], side: str,
-    widens: str | None,
+    let: Let, chain: Entry, hook: str, one: FamilyFlow, packet: Tests, side: str, widens: str | None
 ) -> Iterator[Opening]:
     families = _families(chain, one)
-    closed = [family for family in families if not _some(result, hook, family, packet)]
+    closed = [family for family in families if (family, packet) not in let]
     running = (RUNNING,) if one.flow.protocol == "tcp" and widens is None else ()
     for family in closed if len(closed) < len(families) else closed[:1]:
         only = family if len(closed) < len(families) else ""
@@ -91,13 +102,19 @@ def _families(chain: Entry, one: FamilyFlow) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES[chain.family] if one.family in ("", family))
 
 
-def _some(ruleset: NftRuleSet, hook: str, family: str, packet: tuple[Test, ...]) -> bool:
+def coming_through(ruleset: NftRuleSet, hook: str, asked: Collection[tuple[str, Tests]]) -> Let:
+    """Those of *asked*, (family, packet), that *ruleset* may let through at *hook*; it is walked once for all."""
     from .nft_difference import passing  # here: a boot with nothing to do needs none of it
 
-    return passing(ruleset, family, [(_PATHS[hook], packet)])[0][0]
+    found: set[tuple[str, Tests]] = set()
+    for family in NFPROTO:
+        packets = [packet for of, packet in asked if of == family]
+        answers = passing(ruleset, family, [(_PATHS[hook], packet) for packet in packets]) if packets else []
+        found |= {(family, packet) for packet, (some, _) in zip(packets, answers) if some}
+    return found
 
 
-def _packet(one: FamilyFlow, hook: str, port: str, flags: int | None, state: str) -> tuple[Test, ...]:
+def _packet(one: FamilyFlow, hook: str, port: str, flags: int | None, state: str) -> Tests:
     number = 6 if one.flow.protocol == "tcp" else 17
     first = one.flow.ports[0]
     found = [Test("l4proto", ((number, number),)), Test(port, ((first, first),)), Test("state", names=(state,)),
@@ -118,16 +135,19 @@ def without_refused(bypass: NftBypass, among: frozenset[Flow], ruleset: NftRuleS
     closed: set[Flow] = set()
 
     def left(flows: tuple[FamilyFlow, ...], hook: str) -> tuple[FamilyFlow, ...]:
+        asked = {(f, _begin(one, hook, "NEW")) for one in flows if one.flow in among for f in _of(one)}
+        through = coming_through(ruleset, hook, asked)
         found: list[FamilyFlow] = []
         for one in flows:
-            families = (one.family,) if one.family else tuple(NFPROTO)
-            flags = _SYN if one.flow.protocol == "tcp" else None
-            packet = _packet(one, hook, "dport", flags, "NEW")
-            let = [f for f in families if one.flow not in among or _some(ruleset, hook, f, packet)]
+            let = [f for f in _of(one) if one.flow not in among or (f, _begin(one, hook, "NEW")) in through]
             if not let:
                 closed.add(one.flow)
-            found += [one] if len(let) == len(families) else [replace(one, family=family) for family in let]
+            found += [one] if len(let) == len(_of(one)) else [replace(one, family=family) for family in let]
         return tuple(found)
 
     kept = replace(bypass, frontends=left(bypass.frontends, "input"), backends=left(bypass.backends, "output"))
     return kept, closed
+
+
+def _of(one: FamilyFlow) -> tuple[str, ...]:
+    return (one.family,) if one.family else tuple(NFPROTO)

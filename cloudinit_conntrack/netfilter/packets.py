@@ -8,7 +8,7 @@ mask of its atoms.  Equal sets are the same object, so comparing two is one ``is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Callable, Union
 
@@ -63,12 +63,23 @@ _READY: dict[str, Callable[[PacketSet, PacketSet], PacketSet | None]] = {
 class Space:
     """The dimensions, by the number of atoms that each has, and every node made so far.
 
-    ValueError from any of its methods when the sets grow beyond all use.
+    *order* are the dimensions as the diagrams ask them, those after them follow; it decides how large they grow
+    (Bryant, "Graph-based algorithms for Boolean function manipulation", 1986).  ValueError from any of its methods
+    when the sets grow beyond all use.
     """
 
     sizes: tuple[int, ...]
+    order: tuple[int, ...] = ()
     _nodes: dict[tuple[int, tuple[tuple[int, int], ...]], Node] = field(default_factory=dict)
     _memo: dict[tuple[str, int, int], PacketSet] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        listed = {dimension: at for at, dimension in enumerate(self.order)}
+        self._rank = tuple(listed.get(dimension, dimension) for dimension in range(len(self.sizes)))
+
+    def ordered(self, *order: int) -> Space:
+        """The same space asked in another order; sets of the dimensions behind *order* belong to both."""
+        return Space(self.sizes, order, self._nodes)
 
     @property
     def nodes(self) -> int:
@@ -82,7 +93,7 @@ class Space:
     def box(self, masks: Box) -> PacketSet:
         """The packets that lie in every one of *masks* (dimension -> mask of atoms)."""
         found: PacketSet = True
-        for dimension in sorted(masks, reverse=True):
+        for dimension in sorted(masks, key=self._rank.__getitem__, reverse=True):
             mask = masks[dimension]
             found = self._node(dimension, [(mask, found), (self.full(dimension) & ~mask, False)])
         return found
@@ -95,13 +106,21 @@ class Space:
         """The union."""
         return self._combine("or", one, two)
 
+    def union(self, sets: Iterable[PacketSet]) -> PacketSet:
+        """The union of many, pair by pair: a large set does not meet each small one."""
+        left = list(sets)
+        while len(left) > 1:
+            odd = left[-1:] if len(left) % 2 else []
+            left = [self.either(one, two) for one, two in zip(left[::2], left[1::2])] + odd
+        return left[0] if left else False
+
     def without(self, one: PacketSet, two: PacketSet) -> PacketSet:
         """What is in *one* and not in *two*."""
         return self._combine("not", one, two)
 
     def any_of(self, found: PacketSet, dimension: int) -> PacketSet:
         """*found* with *dimension* forgotten: a packet is in it if any atom of it is."""
-        if isinstance(found, bool) or found.dimension > dimension:
+        if isinstance(found, bool) or self._rank[found.dimension] > self._rank[dimension]:
             return found
         key = ("any", id(found), dimension)
         if key not in self._memo:
@@ -124,7 +143,7 @@ class Space:
                 yield from self.boxes(child, {**done, found.dimension: mask})
 
     def split(self, found: PacketSet, dimension: int, done: Box | None = None) -> Iterator[tuple[Box, PacketSet]]:
-        """Boxes of the dimensions before *dimension*, each with what is left to ask of the others."""
+        """Boxes of the dimensions before *dimension*, each with what is left to ask of the others (they come after it)."""
         done = done or {}
         if isinstance(found, Node) and found.dimension < dimension:
             for mask, child in found.edges:
@@ -151,12 +170,17 @@ class Space:
         key = (name, id(one), id(two))
         if key in self._memo:
             return self._memo[key]
-        dimension = min(x.dimension for x in (one, two) if isinstance(x, Node))
+        dimension = min((x.dimension for x in (one, two) if isinstance(x, Node)), key=self._rank.__getitem__)
         edges: list[tuple[int, PacketSet]] = []
+        others = self._edges(two, dimension)
         for mask, child in self._edges(one, dimension):
-            for other, peer in self._edges(two, dimension):
-                if mask & other:
-                    edges.append((mask & other, self._combine(name, child, peer)))
+            for other, peer in others:
+                common = mask & other
+                if common:
+                    edges.append((common, self._combine(name, child, peer)))
+                    mask ^= common  # edges are disjoint: a small one is soon met whole
+                    if not mask:
+                        break
         self._memo[key] = self._node(dimension, edges)
         return self._memo[key]
 

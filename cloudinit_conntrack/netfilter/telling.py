@@ -36,7 +36,8 @@ def told_of(universe: Universe, hook: str, found: PacketSet) -> list[Told]:
 
 
 def _texts(universe: Universe, hook: str, found: PacketSet) -> Iterator[str]:
-    for box, rest in universe.space.split(found, FIRST_OPEN):
+    space, found = universe.in_order_of_telling(found)
+    for box, rest in space.split(found, FIRST_OPEN):
         words = _words(universe, box, hook)
         if words:
             yield from (f"{words} {more}".strip() for more in _under_conditions(universe, rest))

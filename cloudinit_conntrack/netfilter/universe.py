@@ -21,6 +21,9 @@ from .ruleset import Option, Rule, RuleSet
 from .stateful import STATE_OPTIONS, STATES
 
 PROTOCOL, DETAIL, STATE, DPORT, SPORT, SOURCE, DESTINATION, IN, OUT, FIRST_OPEN = range(10)
+# What rules name together is asked together: a port with the address on its side.  128 backends, each with a rule
+# for both directions, are a hundred times smaller so than in the order of telling.
+ORDER = (PROTOCOL, DETAIL, STATE, DPORT, DESTINATION, SPORT, SOURCE, IN, OUT)
 _NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58, "ipv6-icmp": 58, "gre": 47, "esp": 50, "ah": 51,
             "sctp": 132, "udplite": 136, "dccp": 33, "igmp": 2, "ipv6": 41, "ipip": 4, "ipencap": 4,
             "vrrp": 112, "ospf": 89, "pim": 103, "mobility-header": 135, "ipcomp": 108}
@@ -55,6 +58,12 @@ class Universe:
         if len(self.open_conditions) > MOST_OPEN:
             count = len(self.open_conditions)
             raise ValueError(f"{count} different conditions are not modelled, {MOST_OPEN} are the most")
+
+    def in_order_of_telling(self, found: PacketSet) -> tuple[Space, PacketSet]:
+        """*found* with ports asked before addresses, as it is told, and the space that it is in then."""
+        told = self.space.ordered(*range(FIRST_OPEN))
+        pieces = self.space.split(found, FIRST_OPEN)
+        return told, told.union(told.both(told.box(box), rest) for box, rest in pieces)
 
     def protocol_mask(self, *numbers: int) -> int:
         """The atoms of protocol *numbers*; the last atom is every protocol that is not listed."""
@@ -124,7 +133,7 @@ def make_universe(rulesets: Iterable[RuleSet], family: str) -> Universe:
              len(addresses) - 1, len(addresses) - 1, len(interfaces) + 1, len(interfaces) + 1,
              *(2 for _ in conditions))
     return Universe(family, tuple(protocols), tuple(sorted(ports)), tuple(sorted(addresses)), tuple(interfaces),
-                    tuple(reversed(conditions)), Space(sizes))
+                    tuple(reversed(conditions)), Space(sizes, ORDER))
 
 
 def protocol_of(option: Option) -> int:
