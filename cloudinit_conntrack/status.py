@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .holders import all_holders
 from .plan import Item
+from .planning.frontends import MODES, FoundFrontEnd, found_front_ends
 from .report import Report
 from .service import NAME
 from .state import BootService, Kernel, State
@@ -24,10 +25,21 @@ def make_status(state: State, mode: str, last: str = "") -> Report:
     if state.boot is not None and state.boot.systemd:
         did = f"; the last apply of this boot: {last}" if last else ""
         facts.append(("every boot", _boot_fact(state.boot) + did))
+    facts += [(f"front end {found.name}", _front_end_fact(found, mode)) for found in found_front_ends(state)]
     held = all_holders(state)
     findings = tuple(Item(h.id, h.where, f"{h.what}  [{h.module}]", h.remedy) for h in held)
     notes = tuple(Item(f"note:{n}", "host", note) for n, note in enumerate(state.notes, 1))
     return Report(mode, outcome, findings=findings + notes, facts=tuple(facts))
+
+
+def _front_end_fact(found: FoundFrontEnd, mode: str) -> str:
+    """Which modes can hold with it, and whether the kept *mode* is none of them."""
+    where = ", ".join(found.units)
+    if len(found.modes) == len(MODES):
+        return f"{where}: every mode can hold"
+    if mode and mode not in found.modes:
+        return f"{where}: mode {mode} cannot hold" + (f", {' and '.join(found.modes)} can" if found.modes else "")
+    return f"{where}: " + (f"{' and '.join(found.modes)} can hold" if found.modes else "no mode can hold")
 
 
 def _boot_fact(boot: BootService) -> str:

@@ -143,7 +143,7 @@ class Space:
                 yield from self.boxes(child, {**done, found.dimension: mask})
 
     def split(self, found: PacketSet, dimension: int, done: Box | None = None) -> Iterator[tuple[Box, PacketSet]]:
-        """Boxes of the dimensions before *dimension*, each with what is left to ask of the others (they come after it)."""
+        """Boxes of the dimensions before *dimension*, each with what is left to ask of those that follow."""
         done = done or {}
         if isinstance(found, Node) and found.dimension < dimension:
             for mask, child in found.edges:

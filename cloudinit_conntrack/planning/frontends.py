@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..state import State
+from . import ufw
 from .draft import Draft, Item
 
 
@@ -51,11 +53,40 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
 )
 
 
+# Services that load saved rules and write none: the files are rewritten, and any mode holds.
+_LOADERS = (("iptables-services", ("iptables.service", "ip6tables.service")),
+            ("netfilter-persistent", ("netfilter-persistent.service",)), ("nftables", ("nftables.service",)))
+MODES = ("notrack", "stateless", "unload")
+
+
+@dataclass(frozen=True)
+class FoundFrontEnd:
+    """A firewall program or service of this host that starts at boot or runs, and the *modes* that can hold with it."""
+
+    name: str
+    units: tuple[str, ...]
+    modes: tuple[str, ...]
+
+
+def found_front_ends(state: State) -> tuple[FoundFrontEnd, ...]:
+    """What loads rules on this host; a rule of theirs may still be a blocker, as the plan says."""
+    known: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(p.name, p.units, ()) for p in FRONT_ENDS]
+    known += [(name, units, MODES) for name, units in _LOADERS]
+    found = [FoundFrontEnd(name, started, modes) for name, units, modes in known if (started := _started(state, units))]
+    if ufw.is_enabled(state):
+        found.append(FoundFrontEnd("ufw", ufw.UNITS, ("stateless", "unload")))
+    return tuple(found)
+
+
+def _started(state: State, units: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in units if state.surroundings.units.starts(name))
+
+
 def plan_front_ends(draft: Draft) -> None:
     """A blocker for each program of :data:`FRONT_ENDS` that starts at boot or runs now."""
     units = draft.state.surroundings.units
     for program in FRONT_ENDS:
-        found = tuple(name for name in program.units if units.starts(name))
+        found = _started(draft.state, program.units)
         if not found:
             continue
         where = ", ".join(found)

@@ -8,6 +8,7 @@ from ..holders import force_note, foreign_holders
 from ..shellvars import clean_modules_line
 from ..state import FileImage, Kernel, NativeFile, SavedFile
 from .draft import Draft, Item, decoded, new_image, planned, write_file
+from .nativefiles import loaded_at_boot
 
 BLOCK_FILE = kmod.BLOCK_PATH
 
@@ -82,7 +83,7 @@ def blocking(draft: Draft) -> list[Action]:
     proofs: list[ProveLoading] = []
     if draft.state.kernel is not None:
         proofs = [_proof(draft, saved) for saved in draft.state.saved if saved.kind == "rules"] + draft.proofs
-        proofs += [ProveLoading(file.path, "native", "", _WHY_PROVED) for file in _native_at_boot(draft)]
+        proofs += [ProveLoading(file.path, "native", "", _WHY_PROVED) for file in _native_to_prove(draft)]
     image = new_image(found, content) if found else FileImage(content)
     return [*proofs, WriteFile(BLOCK_FILE, found, image, "no rule, service or program loads conntrack again")]
 
@@ -90,10 +91,10 @@ def blocking(draft: Draft) -> list[Action]:
 _WHY_PROVED = "a saved rule-set that needs conntrack would not load under the block, and the host would boot open"
 
 
-def _native_at_boot(draft: Draft) -> list[NativeFile]:
-    """The nft files that a boot loads, and those that are rewritten: Debian installs one that nothing reads."""
+def _native_to_prove(draft: Draft) -> list[NativeFile]:
+    """The nft files that a boot loads, and those that are rewritten."""
     rewritten = {action.path for action in draft.files if isinstance(action, RewriteNative)}
-    loaded = draft.state.surroundings.units.starts("nftables.service")
+    loaded = loaded_at_boot(draft.state)
     return [file for file in draft.state.native_saved if loaded or file.path in rewritten]
 
 

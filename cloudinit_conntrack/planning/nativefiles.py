@@ -46,7 +46,9 @@ def plan_native_file(draft: Draft, file: NativeFile) -> None:
     note = _note(draft.desired, draft.state)
     if _cannot_matter(draft.state, file):
         draft.findings.append(Item(f"unloadable:{file.path}", file.path,
-                                   f"this kernel cannot load this file, and no service does: {file.problem}"))
+                                   f"this kernel cannot load this file, and no service does: {file.problem}",
+                                   "nothing to do now; with a kernel that can, apply again before nftables.service is "
+                                   "enabled"))
         return
     if file.problem:
         draft.blockers.append(Item(f"nftables:{file.path}", file.where or file.path,
@@ -71,13 +73,18 @@ def plan_native_file(draft: Draft, file: NativeFile) -> None:
                                      summary(outcome, draft.desired.mode), note))
 
 
+def loaded_at_boot(state: State) -> bool:
+    """Whether a boot loads the saved nft files: Debian and Red Hat install them, and their service disabled."""
+    return state.surroundings.units.starts("nftables.service")
+
+
 def _cannot_matter(state: State, file: NativeFile) -> bool:
     """Whether *file*, which asks for no connection's state, is loaded by nobody on a kernel that could not do it.
 
-    Debian installs such a file; user-mode Linux has nf_tables without any family of tables.
+    User-mode Linux has nf_tables without any family of tables.
     """
     return ("Operation not supported" in file.problem and not stateful_words(words_of(file.text))
-            and not state.surroundings.units.starts("nftables.service"))
+            and not loaded_at_boot(state))
 
 
 def _unlisted(draft: Draft, file: NativeFile, note: str) -> None:

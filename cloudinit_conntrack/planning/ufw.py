@@ -9,7 +9,7 @@ from .. import guard
 from ..actions import ProveLoading
 from ..netfilter import ufw
 from ..netfilter.ruleset import RuleSet, format_ruleset
-from ..state import FoundFile
+from ..state import FoundFile, State
 from .draft import Draft, Item, decoded, place_of, planned, write_file
 from .flows import rewrite_policy
 from .judging import Place, kept_ports, say_blockers, say_closed, say_difference, say_notes
@@ -32,7 +32,7 @@ def plan_ufw(draft: Draft) -> None:
     """What becomes of ufw's files; nothing where ufw is not enabled."""
     around = draft.state.surroundings
     conf, defaults = around.file(CONF), around.file(DEFAULTS)
-    if conf is None or defaults is None or _value(conf, "ENABLED").lower() != "yes" or not _starts(draft):
+    if conf is None or defaults is None or not is_enabled(draft.state):
         return
     if draft.desired.mode == "notrack":
         draft.blockers.append(Item("ufw", CONF, "ufw writes its chains anew at every reload, without the rules that "
@@ -54,9 +54,12 @@ def plan_ufw(draft: Draft) -> None:
         draft.findings.append(_what_ufw_does_later(draft, conf))
 
 
-def _starts(draft: Draft) -> bool:
-    """Whether anything starts ufw: its unit, or its chains are loaded."""
-    return draft.state.surroundings.units.starts(*UNITS) or any(":ufw-" in live.text for live in draft.state.live)
+def is_enabled(state: State) -> bool:
+    """Whether ufw's own configuration enables it, and anything starts it: its unit, or its chains are loaded."""
+    conf = state.surroundings.file(CONF)
+    if conf is None or state.surroundings.file(DEFAULTS) is None or _value(conf, "ENABLED").lower() != "yes":
+        return False
+    return state.surroundings.units.starts(*UNITS) or any(":ufw-" in live.text for live in state.live)
 
 
 def _value(file: FoundFile, name: str) -> str:

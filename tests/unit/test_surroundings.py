@@ -8,9 +8,11 @@ import pytest
 from fakehost import FakeHost, fake_host
 from surrounded import ABSENT, LOADED, Surrounded, ids
 
-from cloudinit_conntrack.planning.frontends import FRONT_ENDS
+from cloudinit_conntrack import report
+from cloudinit_conntrack.planning.frontends import FRONT_ENDS, found_front_ends
 from cloudinit_conntrack.planning.needs import ROWS
 from cloudinit_conntrack.state import Kernel
+from cloudinit_conntrack.status import make_status
 
 __all__ = ["fake_host"]
 
@@ -161,6 +163,40 @@ def test_a_masked_front_end_does_not(fake_host: FakeHost) -> None:
     here.enable("firewalld.service")
     os.symlink("/dev/null", fake_host.tree / "etc/systemd/system/firewalld.service")
     assert here.plan("stateless").blockers == ()
+
+
+@pytest.mark.parametrize(
+    "unit, mode, said",
+    [
+        ("firewalld.service", "", "no mode can hold"),
+        ("firewalld.service", "stateless", "mode stateless cannot hold"),
+        ("netfilter-persistent.service", "unload", "every mode can hold"),
+        ("nftables.service", "", "every mode can hold"),
+        ("ip6tables.service", "notrack", "every mode can hold"),
+        ("ufw.service", "", "stateless and unload can hold"),
+        ("ufw.service", "unload", "stateless and unload can hold"),
+        ("ufw.service", "notrack", "mode notrack cannot hold, stateless and unload can"),
+    ],
+)
+def test_status_says_which_modes_a_front_end_lets_hold(fake_host: FakeHost, unit: str, mode: str, said: str) -> None:
+    around = Surrounded(fake_host)
+    fake_host.write("/etc/ufw/ufw.conf", "ENABLED=yes\n")
+    fake_host.write("/etc/default/ufw", 'DEFAULT_INPUT_POLICY="DROP"\n')
+    assert not [name for name, _ in make_status(around.state(), mode).facts if name.startswith("front end")]
+    around.enable(unit)
+    status = make_status(around.state(), mode)
+    facts = {name: value for name, value in report.to_json(status)["facts"].items() if name.startswith("front end")}
+    assert list(facts.values()) == [f"{unit}: {said}"]
+    assert f"{unit}: {said}" in report.text(status)
+
+
+def test_what_status_says_of_a_front_end_is_what_the_plan_does(fake_host: FakeHost) -> None:
+    around = Surrounded(fake_host)
+    around.enable(*(program.units[0] for program in FRONT_ENDS), "nftables.service", "netfilter-persistent.service")
+    found = found_front_ends(around.state())
+    for mode in MODES:
+        refused = {blocker.id for blocker in around.plan(mode).blockers}
+        assert {f"frontend:{one.name}" for one in found if mode not in one.modes} == refused
 
 
 def test_a_host_without_any_of_it_is_told_nothing(fake_host: FakeHost) -> None:
