@@ -140,7 +140,7 @@ class Machine:
 
     def hand(self, family: str, *words: str) -> None:
         """An administrator at work with iptables."""
-        self.place.run(f"{'iptables' if family == 'ipv4' else 'ip6tables'}-{self.backend}", *words)
+        self.place.run(f"{'iptables' if family == 'ipv4' else 'ip6tables'}-{self.backend}", "-w", "20", *words)
 
     def tree(self, *below: str) -> dict[str, object]:
         """Path -> everything about it, directories too, below these directories or all."""

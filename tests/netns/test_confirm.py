@@ -79,6 +79,7 @@ def outcome(machine: Standing) -> str:
     return str(json.loads((machine.files / "run/cloudinit-conntrack/result.json").read_text("utf-8"))["outcome"])
 
 
+@pytest.mark.alone  # it looks at the host before 5 s are over
 def test_nobody_confirms_and_all_is_as_before(machine: Standing) -> None:
     rules, files = machine.rules(), machine.of_others()
     said = machine.run(0, "apply", "-c", machine.config("stateless"), "--confirm-within", "5s").stdout
@@ -93,6 +94,7 @@ def test_nobody_confirms_and_all_is_as_before(machine: Standing) -> None:
     assert "nothing waits to be confirmed" in machine.run(1, "confirm").stderr
 
 
+@pytest.mark.alone  # it looks at the host before 5 s are over
 def test_an_earlier_section_is_the_kept_one_again(machine: Standing) -> None:
     """Only the unconfirmed apply is undone, not the one before it."""
     machine.run(0, "apply", "-c", machine.config("notrack"))

@@ -123,8 +123,8 @@ def test_a_port_that_fell_silent_rolls_everything_back(machine: Machine, family:
     marker = machine.files / "closed"
     # Once, and only in the host's own namespace: the same program proves saved files in others.
     stubbed(machine, Path(restore).name, f'{restore} "$@" || exit; [ -e {marker} ] && exit; '
-            f"ip link show eth0 >/dev/null 2>&1 && {command} -S INPUT | grep -q tcp-flags && touch {marker} && "
-            f"{command} -t raw -I PREROUTING -p tcp --dport 22 -j DROP; exit 0")  # fmt: skip
+            f"ip link show eth0 >/dev/null 2>&1 && {command} -w 20 -S INPUT | grep -q tcp-flags && touch {marker} && "
+            f"{command} -w 20 -t raw -I PREROUTING -p tcp --dport 22 -j DROP; exit 0")  # fmt: skip
     with listening(machine, 22, 80):
         done = machine.run(1, "apply", "-c", machine.config("stateless", guard=GUARD))
     assert marker.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -17,10 +18,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as some
 from test_netfilter_golden import FOLDERS, family_of, rewritten, source_of
 
-from cloudinit_conntrack.netfilter.difference import PATHS, accepted, compare
+from cloudinit_conntrack.netfilter.difference import PATHS, accepted, compare, told
 from cloudinit_conntrack.netfilter.iptables import parse_ruleset
+from cloudinit_conntrack.netfilter.notrack import Bypass, Flow, add_bypass
 from cloudinit_conntrack.netfilter.packets import PacketSet, Space
-from cloudinit_conntrack.netfilter.ruleset import format_ruleset
+from cloudinit_conntrack.netfilter.ruleset import RuleSet, format_ruleset
 from cloudinit_conntrack.netfilter.stated import stated
 from cloudinit_conntrack.netfilter.stateless import make_stateless
 from cloudinit_conntrack.netfilter.telling import Told
@@ -46,6 +48,7 @@ SLOW = settings(
 
 SIZES = (3, 2, 4)
 POINTS = tuple(product(*(range(size) for size in SIZES)))
+ORDERS = ((), (2, 0, 1))  # in which the dimensions are asked
 some_points = some.frozensets(some.sampled_from(POINTS))
 
 
@@ -61,26 +64,31 @@ def points_of(space: Space, found: PacketSet) -> frozenset[tuple[int, ...]]:
     return frozenset(inside)
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(some_points, some_points)
 def test_sets_of_packets_are_what_counting_says(
-    one: frozenset[tuple[int, ...]], two: frozenset[tuple[int, ...]]
+    order: tuple[int, ...], one: frozenset[tuple[int, ...]], two: frozenset[tuple[int, ...]]
 ) -> None:
-    space = Space(SIZES)
+    space = Space(SIZES, order)
     first, second = as_set(space, one), as_set(space, two)
     assert points_of(space, first) == one
     assert points_of(space, space.both(first, second)) == one & two
     assert points_of(space, space.either(first, second)) == one | two
     assert points_of(space, space.without(first, second)) == one - two
+    assert space.union([first, second, first]) is space.either(first, second)
     for at, size in enumerate(SIZES):
         forgotten = {(*p[:at], value, *p[at + 1 :]) for p in one for value in range(size)}
         assert points_of(space, space.any_of(first, at)) == forgotten
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(some_points, some_points)
-def test_equal_sets_are_one_object(one: frozenset[tuple[int, ...]], two: frozenset[tuple[int, ...]]) -> None:
-    space = Space(SIZES)
+def test_equal_sets_are_one_object(
+    order: tuple[int, ...], one: frozenset[tuple[int, ...]], two: frozenset[tuple[int, ...]]
+) -> None:
+    space = Space(SIZES, order)
     first, second = as_set(space, one), as_set(space, two)
     assert as_set(space, sorted(one, reverse=True)) is first
     assert space.without(True, space.without(True, first)) is first
@@ -409,6 +417,43 @@ def test_no_rewrite_lets_handshakes_in(folder: Path) -> None:
         return
     before = parse_ruleset(source_of(folder).read_text(), family_of(folder))
     assert compare(before, rewritten(folder).ruleset).handshakes == ()
+
+
+# --- the order in which dimensions are asked --------------------------------------------------------
+
+
+def with_backends(count: int) -> tuple[RuleSet, RuleSet]:
+    """A rule-set, and the same with a bypass for *count* backends of different addresses and ports."""
+    before = parse_ruleset(filter_table("-A INPUT -m state --state ESTABLISHED -j ACCEPT", "-A INPUT -j DROP"), "ipv4")
+    flows = tuple(Flow("tcp", (8000 + 2 * n, 8000 + 2 * n), f"10.{n}.7.{n}/32") for n in range(count))
+    return before, add_bypass(before, Bypass(backends=flows)).ruleset
+
+
+def pairs() -> list[tuple[RuleSet, RuleSet]]:
+    golden = ((parse_ruleset(source_of(f).read_text(), family_of(f)), rewritten(f).ruleset) for f in GOLDEN)
+    return [*golden, with_backends(4)]
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN) + 1))
+def test_the_words_do_not_depend_on_the_order_of_asking(number: int) -> None:
+    """Asked in the order in which they are told, one by one: as it was before the order was another."""
+    before, after = pairs()[number]
+    universe = make_universe((before, after), before.family)
+    plain = replace(universe, space=Space(universe.space.sizes))
+    sets = [(hook, accepted(plain, before, hook), accepted(plain, after, hook)) for hook in PATHS]
+    assert compare(before, after) == told(plain, sets)
+
+
+def test_backends_cost_what_they_are() -> None:
+    """Twice as many flows make about twice as many nodes; in the order of telling it was four times as many."""
+    counts = []
+    for count in (32, 64):
+        before, after = with_backends(count)
+        universe = make_universe((before, after), "ipv4")
+        for hook in ("INPUT", "OUTPUT"):
+            assert accepted(universe, before, hook) is not accepted(universe, after, hook)
+        counts.append(universe.space.nodes)
+    assert counts[1] < 2.5 * counts[0], counts
 
 
 def test_a_handshake_that_is_let_in_is_told() -> None:

@@ -104,7 +104,8 @@ def load(files: Sequence[tuple[str, str]], program: str) -> list[Loaded]:
         for end, (_, text) in zip(names, files):
             (folder / f"in.{end}").write_text(text)
         command = ["unshare", "--net", "sh", "-c", _SCRIPT, "sh", name, program]
-        environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        # a lock of its own: other tests work in namespaces of theirs, and a legacy restore does not wait
+        environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "XTABLES_LOCKFILE": f"{name}/lock"}
         # what the programs say on stderr beside a restore's own error: a missing /etc/xtables/connlabel.conf
         subprocess.run(command, check=True, timeout=300, env=environment, stderr=subprocess.DEVNULL)
         return [_read(folder, end) for end in names]
