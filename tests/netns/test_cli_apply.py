@@ -21,16 +21,12 @@ from .applying import SAVED, STATEFUL, Machine, failures_during, sent_again, wit
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
 
+pytestmark = pytest.mark.usefixtures("mount_points")
+
 MODES = ("stateless", "notrack")
 AFTERWARDS = 2.0  # seconds for which clients go on after apply and revert
 LISTS = ("actions", "blockers", "widenings", "findings")
 SAYS_BUILT_IN = "nf_conntrack is built into this kernel"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mount_points() -> Iterator[None]:
-    with applying.mount_points():
-        yield
 
 
 @pytest.fixture(params=BACKENDS)

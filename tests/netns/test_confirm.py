@@ -16,21 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from . import applying
 from .applying import without_made_tables
 from .namespace import Namespace
 from .standing import Standing, standing
 from .topology import BACKENDS
 
+pytestmark = pytest.mark.usefixtures("mount_points")
+
 WITHIN = 5.0
 PATIENCE = 60.0  # for an undoing on a busy machine
 STATE = Path("var/lib/cloudinit-conntrack")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mount_points() -> Iterator[None]:
-    with applying.mount_points():
-        yield
 
 
 @pytest.fixture(params=BACKENDS)

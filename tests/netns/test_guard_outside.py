@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from . import applying
 from .applying import SAVED, Machine, without_made_tables
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES
+
+pytestmark = pytest.mark.usefixtures("mount_points")
 
 OWN = {"ipv4": "10.9.0.1", "ipv6": "fd09::1"}
 RULES = {
@@ -32,12 +33,6 @@ COMMIT
 }
 CLOSED = 8443  # listened on, and refused by the rules
 SPECIFIC = 80  # listened on at one address only
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mount_points() -> Iterator[None]:
-    with applying.mount_points():
-        yield
 
 
 @pytest.fixture(params=BACKENDS)

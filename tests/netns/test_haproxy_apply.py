@@ -20,6 +20,8 @@ from .applying import Machine
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
 
+pytestmark = pytest.mark.usefixtures("mount_points")
+
 CONFIGURATION = """\
 defaults
     mode http
@@ -41,12 +43,6 @@ listen admin
     stats uri /
 """
 PORTS = ("80", "8080")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mount_points() -> Iterator[None]:
-    with applying.mount_points():
-        yield
 
 
 @pytest.fixture(params=BACKENDS)

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from . import applying
 from .applying import Machine
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
+
+pytestmark = pytest.mark.usefixtures("mount_points")
 
 EACH = 5000  # connections of one family
 FILES = 16384  # in one process; two haproxies need half of that each
@@ -52,12 +53,6 @@ async def main():
     await server.serve_forever()
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mount_points() -> Iterator[None]:
-    with applying.mount_points():
-        yield
 
 
 @contextmanager

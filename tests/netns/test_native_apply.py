@@ -18,10 +18,10 @@ import pytest
 from . import applying, conversations, rulesets, usage
 from .applying import Machine, failures_during, sent_again, without_made_tables
 from .namespace import Namespace
-from .test_cli_apply import AFTERWARDS, MODES, _clients, _mount_points, _tracked_ports
+from .test_cli_apply import AFTERWARDS, MODES, _clients, _tracked_ports
 from .topology import FAMILIES, Topology, address, topology
 
-__all__ = ["_mount_points"]
+pytestmark = pytest.mark.usefixtures("mount_points")
 
 NATIVE = Path(__file__).with_name("native")
 CONF = "etc/sysconfig/nftables.conf"
