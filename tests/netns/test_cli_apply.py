@@ -24,7 +24,6 @@ from .topology import BACKENDS, FAMILIES, Topology, address, topology
 pytestmark = pytest.mark.usefixtures("mount_points")
 
 MODES = ("stateless", "notrack")
-AFTERWARDS = 2.0  # seconds for which clients go on after apply and revert
 LISTS = ("actions", "blockers", "widenings", "findings")
 SAYS_BUILT_IN = "nf_conntrack is built into this kernel"
 
@@ -216,32 +215,8 @@ def test_a_restore_that_fails_half_way_rolls_everything_back(machine: Machine, m
 @pytest.mark.parametrize("mode", MODES)
 def test_clients_notice_neither_apply_nor_revert(balancer: tuple[Topology, Machine], mode: str) -> None:
     net, machine = balancer
-    config = machine.config(mode)
     rules = machine.rules()
-
-    async def acts() -> None:
-        await asyncio.sleep(0.5)
-        assert all(net.host.tracked("dport=80", family) for family in FAMILIES), "conntrack did not track before"
-        await asyncio.to_thread(machine.run, 0, "apply", "-c", config)
-        left = _clients(net)
-        await asyncio.sleep(AFTERWARDS)
-        lost.append(sent_again(net) - start)
-        assert _clients(net) <= left, "conntrack still tracks"
-        assert mode == "stateless" or not left
-        _is_as_the_mode_says(machine, mode)
-        await asyncio.to_thread(machine.run, 0, "revert")
-        await asyncio.sleep(AFTERWARDS)
-        assert all(net.host.tracked("dport=80", family) for family in FAMILIES), "conntrack is back at work"
-        lost.append(sent_again(net) - start - lost[0])
-
-    lost: list[int] = []
-    start = sent_again(net)
-    made, failures = failures_during(net, acts)
-    assert not failures
-    # A FIN that is the first packet conntrack sees of a connection is INVALID to it, so going back may cost a
-    # closing connection a packet, which its next ACK makes up for (measured: one in 700 connections).
-    assert lost[0] == 0 and lost[1] <= 3, lost
-    assert made > 2 * 25 * 2 * AFTERWARDS, "the clients did not keep their pace"
+    applying.clients_notice_nothing(net, machine, mode, lambda: _is_as_the_mode_says(machine, mode))
     assert without_made_tables(machine.rules(), rules) == rules
 
 
@@ -262,12 +237,6 @@ def test_a_short_gap_is_noticed(balancer: tuple[Topology, Machine]) -> None:
     start = sent_again(net)
     failures_during(net, acts)
     assert sent_again(net) - start > 3
-
-
-def _clients(net: Topology) -> set[tuple[str, str]]:
-    """The address and port of each client of port 80 whom conntrack knows."""
-    found = (re.search(r" src=(\S+) dst=\S+ sport=(\d+) ", line) for line in net.host.tracked("dport=80"))
-    return {(match.group(1), match.group(2)) for match in found if match}
 
 
 @pytest.mark.parametrize("mode", MODES)

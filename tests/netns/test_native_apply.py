@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from . import applying, conversations, rulesets, usage
-from .applying import Machine, failures_during, sent_again, without_made_tables
+from .applying import Machine, without_made_tables
 from .namespace import Namespace
-from .test_cli_apply import AFTERWARDS, MODES, _clients, _tracked_ports
+from .test_cli_apply import MODES, _tracked_ports
 from .topology import FAMILIES, Topology, address, topology
 
 pytestmark = pytest.mark.usefixtures("mount_points")
@@ -318,32 +318,8 @@ def test_clients_notice_neither_apply_nor_revert(net: Topology, tmp_path: Path, 
     machine = Machine(net.host, "nft", tmp_path)
     machine.furnish()
     have(machine, case)
-    config = machine.config(mode)
     rules = listed(machine)
-
-    async def acts() -> None:
-        await asyncio.sleep(0.5)
-        assert all(net.host.tracked("dport=80", family) for family in FAMILIES), "conntrack did not track before"
-        await asyncio.to_thread(machine.run, 0, "apply", "-c", config)
-        left = _clients(net)
-        await asyncio.sleep(AFTERWARDS)
-        lost.append(sent_again(net) - start)
-        assert _clients(net) <= left, "conntrack still tracks"
-        assert mode == "stateless" or not left
-        if case == "balancer":
-            return
-        await asyncio.to_thread(machine.run, 0, "revert")
-        await asyncio.sleep(AFTERWARDS)
-        assert all(net.host.tracked("dport=80", family) for family in FAMILIES), "conntrack is back at work"
-        lost.append(sent_again(net) - start - lost[0])
-
-    lost: list[int] = []
-    start = sent_again(net)
-    made, failures = failures_during(net, acts)
-    assert not failures
-    # see test_cli_apply: a FIN that conntrack sees first may be lost on the way back
-    assert lost[0] == 0 and sum(lost[1:]) <= 3, lost
-    assert made > 2 * 25 * AFTERWARDS, "the clients did not keep their pace"
+    applying.clients_notice_nothing(net, machine, mode, back=case != "balancer")
     assert case == "balancer" or listed(machine) == rules
 
 
