@@ -285,7 +285,7 @@ def clients_notice_nothing(
     assert not failures
     # A FIN that is the first packet conntrack sees of a connection is INVALID to it, so going back may cost a
     # closing connection a packet, which its next ACK makes up for (measured: one in 700 connections).
-    assert lost[0] == 0 and sum(lost[1:]) <= 3, lost
+    assert lost[0] == 0 and sum(lost[1:]) <= 3 + made // 700, lost
     assert made > 2 * 25 * AFTERWARDS * (1 + back), "the clients did not keep their pace"
 
 
