@@ -78,7 +78,7 @@ class Boot:
         )
 
     def attempt(
-        self, *command: str, stdin: str = "", timeout: float = 60,
+        self, *command: str, stdin: str = "", timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         """Run *command* in the machine, whatever its exit status will be."""
         return subprocess.run(
@@ -86,7 +86,7 @@ class Boot:
             timeout=timeout, check=False,
         )
 
-    def run(self, *command: str, stdin: str = "", timeout: float = 60) -> str:
+    def run(self, *command: str, stdin: str = "", timeout: float = 300) -> str:
         """Standard output of *command*, which must succeed."""
         done = self.attempt(*command, stdin=stdin, timeout=timeout)
         if done.returncode != 0:

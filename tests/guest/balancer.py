@@ -180,7 +180,7 @@ _KINDS = ("modules", "rules", "files", "settings")
 
 
 def run_balancer(
-    script: str, files: Mapping[str, str] = SAVED, *, disk: Path | None = None, timeout: float = 600
+    script: str, files: Mapping[str, str] = SAVED, *, disk: Path | None = None, timeout: float = 1800
 ) -> Story:
     """Boot a balancer with *files*, run *script* on it."""
     placed = {**files, "/root/server.py": SERVER, "/root/client.py": CLIENT}

@@ -34,7 +34,9 @@ class Later(Generic[Result]):
 
 
 def _raising(error: Exception) -> Callable[[], Any]:
+    first = error.__traceback__
+
     def again() -> Any:
-        raise error
+        raise error.with_traceback(first)  # not behind all those of the tests before
 
     return again

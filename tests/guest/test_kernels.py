@@ -92,11 +92,11 @@ step verify cc verify
 def tell(suite: str) -> tuple[QuickResult, QuickResult | None]:
     """One guest; for ``trixie`` also the next boot of the same disk, with the newest kernel."""
     if suite != "trixie":
-        return run_qemu(WORDS + APPLY + REVERT, kernel(suite), files=SAVED, timeout=600), None
+        return run_qemu(WORDS + APPLY + REVERT, kernel(suite), files=SAVED, timeout=1800), None
     with tempfile.TemporaryDirectory(prefix="qemu-disk-") as name:
         disk = Path(name) / "disk.tar"
-        first = run_qemu(WORDS + APPLY, kernel(suite), files=SAVED, timeout=600, disk=disk)
-        return first, run_qemu(WORDS + SWITCH + REVERT, kernel(SUITES[-1]), timeout=600, disk=disk)
+        first = run_qemu(WORDS + APPLY, kernel(suite), files=SAVED, timeout=1800, disk=disk)
+        return first, run_qemu(WORDS + SWITCH + REVERT, kernel(SUITES[-1]), timeout=1800, disk=disk)
 
 
 TRIXIE = Later(lambda: tell("trixie"), first=True)
