@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cloudinit-conntrack: interrupted; what was begun is undone", file=sys.stderr)
         return FAILED
+    except MemoryError:
+        print("cloudinit-conntrack: out of memory; free some memory and run again", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         inputs.swallow_output()
         return FAILED
@@ -104,8 +107,11 @@ def _status(options: argparse.Namespace) -> int:
     try:
         kept = journalfile.kept_desired(root)
         mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
-        if journal.open_entry(journalfile.read(root)) is not None:
-            odd.append(Item("journal", journal.PATH, "an apply was cut off, and is not rolled back yet",
+        cut_off = journal.open_entry(journalfile.read(root))
+        if cut_off is not None:
+            what = "a revert was cut off, and is not finished yet" if cut_off.closed else (
+                "an apply was cut off, and is not rolled back yet")
+            odd.append(Item("journal", journal.PATH, what,
                             "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
         elif live and pending.read(root) is not None:
             odd.append(Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",

@@ -77,3 +77,8 @@ class JournalError(ConntrackError):
 
 class RollbackError(ConntrackError):
     """An apply failed, and undoing it failed in part as well; *what* lists both."""
+
+
+def words_of(error: BaseException) -> str:
+    """What *error* says; Python's own says nothing when the memory has run out."""
+    return "out of memory" if isinstance(error, MemoryError) else str(error)

@@ -1,8 +1,10 @@
 """The undo log's format: what was done, written down before it is done.
 
-One record a line: JSON, a tab, and a checksum of the JSON.  A line that a crash tore off
-at the end was never acted on (each line is synced before its act), so it is left out; any
-other damage is refused, because undoing half of something unknown is worse than asking.
+One record a line: JSON, a tab, and a checksum of the JSON.  The first of an apply holds the
+whole plan, so that a full disk is met before anything is done; then one line before each act.
+A line that a crash tore off at the end was never acted on (each line is synced before its
+act), so it is left out; any other damage is refused, because undoing half of something
+unknown is worse than asking.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import JournalError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:  # what apply can do is much to import for a boot that has not
 
     from .actions import Action
 
-VERSION = 1
+VERSION = 2
 PATH = "/var/lib/cloudinit-conntrack/journal"
 _SUM_LENGTH = 16
 REMEDY = "look at it, restore the files it names by hand, and move it away"
@@ -28,9 +30,12 @@ REMEDY = "look at it, restore the files it names by hand, and move it away"
 
 @dataclass(frozen=True)
 class Entry:
-    """One apply.  *actions* are in the order in which they were begun; *closed* once committed.
+    """One apply.  *actions* are in the order in which they were begun, the first ones of *planned*.
+
+    *closed* once committed.
 
     *modules* were loaded before, *loaded* after the commit; *boot* is the kernel's boot id.
+    *undoing* from the moment in which undoing it was begun.
     """
 
     number: int
@@ -40,6 +45,8 @@ class Entry:
     actions: tuple[Action, ...]
     closed: bool = False
     loaded: tuple[str, ...] = ()
+    undoing: bool = False
+    planned: tuple[Action, ...] = ()
 
 
 def record(kind: str, **fields: Any) -> bytes:
@@ -48,21 +55,27 @@ def record(kind: str, **fields: Any) -> bytes:
     return f"{text}\t{_sum(text)}\n".encode("utf-8", "surrogateescape")
 
 
-def begin(number: int, boot: str, mode: str, modules: tuple[str, ...]) -> bytes:
+def begin(number: int, boot: str, mode: str, modules: tuple[str, ...], planned: tuple[Action, ...]) -> bytes:
     """The line that opens an apply."""
-    return record("begin", number=number, boot=boot, mode=mode, modules=list(modules))
-
-
-def intent(number: int, action: Action) -> bytes:
-    """The line that must be on disk before *action* is performed."""
     from .actions import to_json
 
-    return record("act", number=number, **{"do": to_json(action)})
+    plan = [to_json(action) for action in planned]
+    return record("begin", number=number, boot=boot, mode=mode, modules=list(modules), plan=plan)
+
+
+def intent(number: int, at: int) -> bytes:
+    """The line that must be on disk before the action *at* this place in the plan is performed."""
+    return record("act", number=number, at=at)
 
 
 def commit(number: int, loaded: tuple[str, ...]) -> bytes:
     """The line that makes an apply whole."""
     return record("commit", number=number, loaded=list(loaded))
+
+
+def undoing(number: int) -> bytes:
+    """The line that must be on disk before a whole apply is undone: half undone it is not whole any more."""
+    return record("undoing", number=number)
 
 
 def undone(number: int) -> bytes:
@@ -74,11 +87,24 @@ def _sum(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_SUM_LENGTH]
 
 
+def whole(content: bytes) -> bytes:
+    """*content* without a last line that a crash tore off, or of which it left holes.
+
+    What was not synced may be on disk in part: cut short, or with zeros where a block is
+    missing (the size of a file and its blocks are written in any order).  We write no zeros.
+    """
+    found = content[: content.rfind(b"\n") + 1]
+    last = found.rfind(b"\n", 0, -1) + 1
+    return found[:last] if b"\0" in found[last:] else found
+
+
 def parse(content: bytes) -> tuple[Entry, ...]:
     """The applies that are not undone, oldest first.  Raises JournalError for a damaged journal."""
-    lines = content.decode("utf-8", "surrogateescape").split("\n")
-    torn = lines.pop()  # empty, or cut off by a crash before its act
-    if len(torn.partition("\t")[2]) > _SUM_LENGTH:  # nothing was cut off: it is the newline that is damaged
+    good = whole(content)
+    lines = good.decode("utf-8", "surrogateescape").split("\n")[:-1]
+    torn = content[len(good):]
+    # as long as a line with its sum: nothing was cut off, it is the newline that is damaged
+    if b"\0" not in torn and len(torn.partition(b"\t")[2]) > _SUM_LENGTH:
         raise JournalError("the journal is damaged here", f"{PATH}:{len(lines) + 1}", REMEDY)
     found: dict[int, Entry] = {}
     for number, line in enumerate(lines, 1):
@@ -107,23 +133,40 @@ def _take(found: dict[int, Entry], value: Mapping[str, Any], number: int) -> Non
     try:
         kind, key = value["kind"], int(value["number"])
         if kind == "begin":
-            found[key] = Entry(key, value["boot"], value["mode"], tuple(value["modules"]), ())
+            plan = tuple(from_json(action) for action in value["plan"])
+            found[key] = Entry(key, value["boot"], value["mode"], tuple(value["modules"]), (), planned=plan)
             return
         entry = found[key]
         if kind == "act":
-            actions: list[Action] = [*entry.actions, from_json(value["do"])]
-            found[key] = Entry(key, entry.boot, entry.mode, entry.modules, tuple(actions))
+            if value["at"] != len(entry.actions):  # one after another
+                raise ValueError(f"act {value['at']}")
+            found[key] = replace(entry, actions=(*entry.actions, entry.planned[value["at"]]))
         elif kind == "commit":
-            loaded = tuple(value["loaded"])
-            found[key] = Entry(key, entry.boot, entry.mode, entry.modules, entry.actions, True, loaded)
+            found[key] = replace(entry, closed=True, loaded=tuple(value["loaded"]))
+        elif kind == "undoing":
+            found[key] = replace(entry, undoing=True)
         elif kind == "undone":
             del found[key]
         else:
             raise ValueError(kind)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise JournalError(f"a record that we did not write ({error})", where, REMEDY) from None
 
 
 def open_entry(entries: tuple[Entry, ...]) -> Entry | None:
-    """The apply that was begun and neither committed nor undone: its process died."""
-    return next((entry for entry in reversed(entries) if not entry.closed), None)
+    """The apply that was begun and neither committed nor undone, or half undone: its process died."""
+    return next((entry for entry in reversed(entries) if entry.undoing or not entry.closed), None)
+
+
+def to_undo(entry: Entry, boot: str) -> tuple[Action, ...]:
+    """What of *entry* is to be undone in the boot *boot*, oldest first: what was begun.
+
+    In a later boot also what was only planned of the live host: the saved files that were
+    begun have brought it about, or have kept away what was there before.
+    """
+    if entry.closed or entry.boot == boot or not entry.actions:
+        return entry.actions
+    from .actions import LoadNative, LoadRules, UnloadModule
+
+    rest = entry.planned[len(entry.actions):]
+    return entry.actions + tuple(a for a in rest if isinstance(a, (LoadRules, LoadNative, UnloadModule)))

@@ -124,6 +124,7 @@ def _link(action: Link, root: Root) -> None:
 
 
 def _link_back(action: Link, root: Root) -> tuple[str, ...]:
+    root.sweep(action.path)
     found = root.link_text(action.path)
     if found not in (action.before, action.after):  # somebody else's by now
         return (f"{action.path} was changed since, and is left as it is",)

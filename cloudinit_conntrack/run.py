@@ -8,7 +8,7 @@ from functools import partial
 
 from . import lastgood, transaction, unchanged
 from .config import Desired
-from .errors import ConntrackError, HostError
+from .errors import ConntrackError, HostError, words_of
 from .host import journalfile
 from .host.root import Root
 from .plan import Item, make_plan
@@ -17,6 +17,8 @@ from .report import Report, json_text, of_plan
 from .state import FileImage
 from .transaction import Progress
 from .verify import probed
+
+_NO_MEMORY = "free some memory and run again"
 
 
 def applied(
@@ -34,9 +36,9 @@ def applied(
         if outcome.outcome == "unconfirmed":
             told = f"undone in {confirm:g} seconds, unless 'cloudinit-conntrack confirm' comes over a new connection"
             report = replace(report, message=told)
-    except ConntrackError as failed:
-        error = failed
-        report = Report(desired.mode, "failed", message=str(failed))
+    except (ConntrackError, MemoryError) as failed:
+        error = failed if isinstance(failed, ConntrackError) else HostError(words_of(failed), "apply", _NO_MEMORY)
+        report = Report(desired.mode, "failed", message=str(error))
     if not live:
         return report, error
     report, error = _settled(report, error, root)
@@ -50,8 +52,8 @@ def kept(report: Report, root: Root) -> Report:
     try:
         root.make_directory(journalfile.REPORTS)
         root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
-    except HostError as unwritten:  # what was done is done all the same
-        return _with_notes(report, (f"this report is not kept for others: {unwritten}",))
+    except (HostError, MemoryError) as unwritten:  # what was done is done all the same
+        return _with_notes(report, (f"this report is not kept for others: {words_of(unwritten)}",))
     return report
 
 
@@ -78,7 +80,7 @@ def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[
 def _remember(desired: Desired, section: object, root: Root) -> None:
     """Plan once more, and write down for the next boot what an empty plan has seen.  It saves time only."""
     extra, haproxy = desired.modules.extra, desired.flows.haproxy_cfg
-    with suppress(ConntrackError), journalfile.alone(root):
+    with suppress(ConntrackError, MemoryError), journalfile.alone(root):
         if journalfile.kept_desired(root) != section:
             return
         state = unchanged.seen(root, extra, haproxy)

@@ -13,7 +13,7 @@ from typing import Callable
 from . import journal, perform, verify
 from .actions import Action, inverse
 from .config import Desired
-from .errors import BusyError, ConntrackError, HostError, RollbackError, UnconfirmedError, UsageError
+from .errors import BusyError, ConntrackError, HostError, RollbackError, UnconfirmedError, UsageError, words_of
 from .host import journalfile, modules, pending
 from .host.pending import Pending
 from .host.root import Root
@@ -24,6 +24,8 @@ from .state import FileImage
 from .verify import Before, Evidence
 
 Progress = Callable[[str], None]
+# What does not stop the way back.
+_FAILURES = (ConntrackError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,17 @@ def _perform(
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
     kept = root.read_image(journalfile.DESIRED)
-    journalfile.append(root, journal.begin(number, journalfile.boot_id(root), plan.mode, before))
     begun: list[Action] = []
     waiting = Pending(number, journalfile.boot_id(root), kept.content if kept else None)
     try:
+        journalfile.append(root, journal.begin(number, waiting.boot, plan.mode, before, plan.actions))
         if confirm:
             pending.write(root, waiting)
             pending.watch()
         for action in plan.actions:
             progress(f"{action.verb} {action.where}")
             perform.check(action, root)
-            journalfile.append(root, journal.intent(number, action))
+            journalfile.append(root, journal.intent(number, len(begun)))
             begun.append(action)
             perform.perform(action, root)
         evidence = verify.after_apply(desired, root, live, reached)
@@ -102,7 +104,7 @@ def _perform(
             pending.write(root, replace(waiting, since=pending.now(), until=pending.now() + confirm))
         journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
     except BaseException as error:
-        if desired.on_failure == "keep" and isinstance(error, ConntrackError):
+        if begun and desired.on_failure == "keep" and isinstance(error, ConntrackError):
             journalfile.append(root, journal.commit(number, perform.loaded_modules(root)))
             pending.remove(root)
             raise
@@ -135,10 +137,10 @@ def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root:
         if not problems:
             _close(entry, root)
             pending.remove(root)
-    except ConntrackError as failed:
-        problems.append(str(failed))
+    except _FAILURES as failed:
+        problems.append(words_of(failed))
     if problems:
-        raise RollbackError(f"{error}; and rolling back failed in part: {'; '.join(problems)}", "apply",
+        raise RollbackError(f"{words_of(error)}; and rolling back failed in part: {'; '.join(problems)}", "apply",
                             "mend the cause and run 'cloudinit-conntrack revert'") from error
     if notes and isinstance(error, ConntrackError):
         error.remedy = "; ".join((error.remedy, *notes))
@@ -155,24 +157,38 @@ def _undo(actions: tuple[Action, ...], root: Root, progress: Progress) -> tuple[
         progress(f"{back.verb} {back.where}")
         try:
             notes += perform.undo(back, root)
-        except ConntrackError as error:
-            problems.append(str(error))
+        except _FAILURES as error:
+            problems.append(words_of(error))
     return problems, notes
 
 
+def _undo_entry(entry: Entry, root: Root, progress: Progress) -> tuple[list[str], list[str]]:
+    """:func:`_undo` of a whole entry; that it is not whole any more is on disk before."""
+    if entry.closed and not entry.undoing:
+        journalfile.append(root, journal.undoing(entry.number))
+    return _undo(_to_undo(entry, root), root, progress)
+
+
+def _to_undo(entry: Entry, root: Root) -> tuple[Action, ...]:
+    return journal.to_undo(entry, journalfile.boot_id(root))
+
+
 def _recover(root: Root, progress: Progress) -> tuple[str, ...]:
-    """Undo an apply whose process died; gives what the operator should know of it."""
-    entry = journal.open_entry(journalfile.read(root))
-    if entry is None:
-        return ()
-    progress("an earlier apply was cut off: rolling it back first")
-    problems, notes = _undo(entry.actions, root, progress)
-    if problems:
-        raise RollbackError(f"an earlier apply was cut off, and undoing it failed: {'; '.join(problems)}",
-                            journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
-    _after_undo(entry, root)
-    _close(entry, root)
-    return ("an earlier apply was cut off and was rolled back first", *notes)
+    """Undo an apply or finish a revert whose process died; gives what the operator should know of it."""
+    notes: list[str] = []
+    while (entry := journal.open_entry(journalfile.read(root))) is not None:
+        what, end = ("a revert", "finished") if entry.closed else ("an earlier apply", "rolled back")
+        progress(f"{what} was cut off: undoing what is left of it first")
+        problems, told = _undo_entry(entry, root, progress)
+        if problems and entry.closed:  # the plan goes by what is there, and another revert tries again
+            return (*notes, f"{what} was not finished, and cannot be: {'; '.join(problems)}", *told)
+        if problems:
+            raise RollbackError(f"{what} was cut off, and undoing it failed: {'; '.join(problems)}",
+                                journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
+        notes += (f"{what} was cut off and was {end} first", *told)
+        _after_undo(entry, root)
+        _close(entry, root)
+    return tuple(notes)
 
 
 def settled(root: Root, progress: Progress) -> tuple[str, ...]:
@@ -190,7 +206,7 @@ def settled(root: Root, progress: Progress) -> tuple[str, ...]:
                                "run 'cloudinit-conntrack confirm' over a new connection, or 'revert'")
     if entry is not None:
         progress("an apply was not confirmed in time: rolling it back")
-        problems, told = _undo(entry.actions, root, progress)
+        problems, told = _undo_entry(entry, root, progress)
         if problems:
             raise RollbackError(f"an apply was not confirmed, and undoing it failed: {'; '.join(problems)}",
                                 journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
@@ -244,8 +260,9 @@ def confirm(root: Root) -> None:
 
 
 def _close(entry: Entry, root: Root) -> None:
-    """Write down that *entry* is undone."""
-    journalfile.append(root, journal.undone(entry.number))
+    """Write down that *entry* is undone; a first line that could not be written needs no last one."""
+    if any(known.number == entry.number for known in journalfile.read(root)):
+        journalfile.append(root, journal.undone(entry.number))
     if not journalfile.read(root):
         root.remove(journal.PATH)
 
@@ -262,12 +279,12 @@ def revert(root: Root, progress: Progress) -> Reverted:
         problems: list[str] = []
         notes: list[str] = []
         for entry in reversed(entries):
-            failed, told = _undo(entry.actions, root, progress)
+            failed, told = _undo_entry(entry, root, progress)
             notes += told
             problems += failed
             if problems:
                 continue
-            undone += [back for back in map(inverse, reversed(entry.actions)) if back is not None]
+            undone += [back for back in map(inverse, reversed(_to_undo(entry, root))) if back is not None]
             _after_undo(entry, root)
             journalfile.append(root, journal.undone(entry.number))
         if not problems:
@@ -279,6 +296,6 @@ def revert(root: Root, progress: Progress) -> Reverted:
 def _after_undo(entry: Entry, root: Root) -> None:
     """Unload what was loaded only because of us: within one boot all of it, later the tables that we made."""
     if entry.boot != journalfile.boot_id(root):
-        modules.unload_strays(entry.modules, perform.modules_of_tables(entry.actions), root)
+        modules.unload_strays(entry.modules, perform.modules_of_tables(entry.planned), root)
     else:
         modules.unload_strays(entry.modules, entry.loaded if entry.closed else None, root)

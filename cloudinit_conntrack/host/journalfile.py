@@ -12,6 +12,7 @@ from ..errors import BusyError, HostError
 from ..journal import Entry
 from ..state import FileImage
 from . import goodrules
+from .process import held_by_commands
 from .root import Root
 
 DIRECTORY = os.path.dirname(journal.PATH)
@@ -35,7 +36,7 @@ def append(root: Root, line: bytes) -> None:
     """
     root.make_private_dir(DIRECTORY)
     old = root.read_bytes(journal.PATH) or b""
-    whole = old[: old.rfind(b"\n") + 1]
+    whole = journal.whole(old)
     if whole != old or not old:
         _replace(root, whole + line)
         return
@@ -47,8 +48,8 @@ def _replace(root: Root, content: bytes) -> None:
 
 
 def clear(root: Root) -> None:
-    """Forget everything: nothing is left to undo."""
-    for path in (journal.PATH, DESIRED, SEEN):
+    """Forget everything: nothing is left to undo.  The section first: nothing brings it back at the next boot."""
+    for path in (DESIRED, SEEN, journal.PATH):
         root.remove(path)
     goodrules.forget(root)
 
@@ -90,14 +91,16 @@ def boot_id(root: Root) -> str:
 def alone(root: Root) -> Iterator[None]:
     """Only one apply or revert at a time; the second is refused at once.
 
-    The lock of a running host lies in /run: a refused apply leaves no trace on disk.
+    The lock of a running host lies in /run: a refused apply leaves no trace on disk.  Commands
+    hold it too: what a killed process had begun to load must not arrive after it was undone.
     """
     place = REPORTS if root.is_host else DIRECTORY
     if root.is_host:
         root.make_directory(place)
     else:
         root.make_private_dir(place)
-    with root.lock(f"{place}/lock") as free:
-        if not free:
+    with root.lock(f"{place}/lock") as opened:
+        if opened is None:
             raise BusyError("another cloudinit-conntrack is at work", f"{place}/lock", "wait for it and try again")
-        yield
+        with held_by_commands(opened):
+            yield

@@ -30,6 +30,10 @@ _PACKAGES = {
 }
 
 
+# Open files that commands keep open too.
+_held: list[int] = []
+
+
 @dataclass(frozen=True)
 class Completed:
     """A command that ended.  *stdout* keeps foreign bytes as surrogates, *stderr* is for reading."""
@@ -81,7 +85,17 @@ def detach(argv: Sequence[str]) -> None:
 
     HostError when it cannot be started.
     """
-    _start(tuple(argv), subprocess.DEVNULL, subprocess.DEVNULL)
+    _start(tuple(argv), subprocess.DEVNULL, subprocess.DEVNULL, ())
+
+
+@contextmanager
+def held_by_commands(opened: int) -> Iterator[None]:
+    """Commands that are started meanwhile keep *opened* open until they end, even if this process is killed."""
+    _held.append(opened)
+    try:
+        yield
+    finally:
+        _held.remove(opened)
 
 
 def failure(done: Completed, remedy: str = "") -> CommandError:
@@ -136,7 +150,9 @@ def _environment() -> dict[str, str]:
     return {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/"}
 
 
-def _start(words: tuple[str, ...], stdin: int, output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def _start(
+    words: tuple[str, ...], stdin: int, output: int = subprocess.PIPE, held: Sequence[int] | None = None
+) -> subprocess.Popen[bytes]:
     executable = find(words[0])
     if executable is None:
         raise HostError(f"the command {words[0]} is not there", quoted(words), _where_from(words[0]))
@@ -144,7 +160,8 @@ def _start(words: tuple[str, ...], stdin: int, output: int = subprocess.PIPE) ->
         # A session of its own: a hanging command is killed with its children, and a key
         # pressed at our terminal never kills half of a restore.
         return subprocess.Popen(list(words), executable=executable, stdin=stdin, stdout=output,
-                                stderr=output, env=_environment(), cwd="/", start_new_session=True)
+                                stderr=output, env=_environment(), cwd="/", start_new_session=True,
+                                pass_fds=_held if held is None else held)
     except (OSError, ValueError) as error:
         raise HostError(f"cannot be started: {error}", quoted(words)) from error
 

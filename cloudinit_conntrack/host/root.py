@@ -159,6 +159,7 @@ class Root:
             found = _link_target(parent, name)
             if found is None and _is_there(parent, name):
                 raise HostError("is not a symbolic link", path, "look at what it is, and move it away")
+            sweep_beside(parent, name)
             if target and found != target:
                 beside = name_beside(name)
                 os.symlink(target, beside, dir_fd=parent)
@@ -191,7 +192,7 @@ class Root:
                 return
 
     def sweep(self, path: str) -> None:
-        """Remove what an interrupted :meth:`write_image` of *path* left beside it."""
+        """Remove what an interrupted :meth:`write_image` or :meth:`put_link` of *path* left beside it."""
         with _told(path):
             try:
                 with self._at(path, follow=False) as (parent, name):
@@ -208,8 +209,9 @@ class Root:
             if self.is_directory(step):
                 continue
             with _told(step), self._at(step, follow=False) as (parent, name):
-                os.mkdir(name, 0o700, dir_fd=parent)
-                os.chmod(name, mode if depth == len(parts) else 0o755, dir_fd=parent)
+                wanted = mode if depth == len(parts) else 0o755
+                os.mkdir(name, wanted, dir_fd=parent)
+                os.chmod(name, wanted, dir_fd=parent)  # whatever the umask
                 os.fsync(parent)
             made = True
         return made
@@ -250,8 +252,11 @@ class Root:
                 os.close(opened)
 
     @contextmanager
-    def lock(self, path: str) -> Iterator[bool]:
-        """Hold the lock file *path* for a while; gives whether it was free.  The kernel frees it."""
+    def lock(self, path: str) -> Iterator[int | None]:
+        """Hold the lock file *path* for a while; gives its descriptor, ``None`` when it was not free.
+
+        The kernel frees it once the last process that has it open has ended.
+        """
         with _told(path), self._at(path, follow=False) as (parent, name):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             opened = os.open(name, flags, 0o600, dir_fd=parent)
@@ -259,9 +264,9 @@ class Root:
             try:
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                yield None
             else:
-                yield True
+                yield opened
         finally:
             os.close(opened)
 

@@ -399,7 +399,7 @@ def test_status_tells_of_what_is_damaged_or_cut_off(image: FakeHost) -> None:
         return found
 
     assert findings() == []
-    image.write("/var/lib/cloudinit-conntrack/journal", journal.begin(1, "", "unload", ()))
+    image.write("/var/lib/cloudinit-conntrack/journal", journal.begin(1, "", "unload", (), ()))
     assert findings() == [
         {
             "id": "journal",

@@ -92,9 +92,9 @@ def files(*patterns: str) -> list[bytes]:
 
 def journals() -> list[bytes]:
     act = WriteFile("/etc/x", FileImage(b"a\xff", 0o640), FileImage(b"b", 0o640), "why")
-    whole = journal.begin(1, "boot", "unload", ("nf_nat",)) + journal.intent(1, act) + journal.commit(1, ())
-    opened = whole + journal.begin(2, "boot", "stateless", ()) + journal.intent(2, act)
-    return [whole, opened, whole + journal.undone(1)]
+    whole = journal.begin(1, "boot", "unload", ("nf_nat",), (act,)) + journal.intent(1, 0) + journal.commit(1, ())
+    opened = whole + journal.begin(2, "boot", "stateless", (), (act, act)) + journal.intent(2, 0)
+    return [whole, opened, whole + journal.undoing(1), whole + journal.undone(1)]
 
 
 KINDS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from fakehost import FakeHost, fake_host
 
 from cloudinit_conntrack.errors import CommandError, HostError
-from cloudinit_conntrack.host.process import find, private_namespace, quoted, run
+from cloudinit_conntrack.host.process import find, held_by_commands, private_namespace, quoted, run
+from cloudinit_conntrack.host.root import Root
 
 __all__ = ["fake_host"]
 
@@ -36,6 +38,34 @@ def test_words_stay_words_and_the_environment_is_bare(fake_host: FakeHost, monke
     assert "LC_ALL=C" in done.stdout
     assert "MODPROBE_OPTIONS" not in done.stdout
     assert fake_host.calls() == [("nft", "; rm -rf $HOME `id` *")]
+
+
+def test_a_command_holds_the_lock_of_a_killed_process(fake_host: FakeHost, tmp_path: Path) -> None:
+    """What it had begun to load must not arrive after the next apply or revert has undone it."""
+    (tmp_path / "run").mkdir()
+    root, started = Root(str(tmp_path)), tmp_path / "started"
+    fake_host.stub("nft", script=f"echo $$ >{started}; exec /bin/sleep 60")
+    child = os.fork()
+    if child == 0:
+        try:
+            with root.lock("/run/lock") as opened:
+                assert opened is not None
+                with held_by_commands(opened):
+                    run(["nft"])
+        finally:
+            os._exit(1)
+    try:
+        while not (started.exists() and started.read_text()):
+            time.sleep(0.01)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    command = int(started.read_text())
+    with root.lock("/run/lock") as while_it_runs:
+        os.kill(command, signal.SIGKILL)
+    assert while_it_runs is None and gone(command)
+    with root.lock("/run/lock") as afterwards:
+        assert afterwards is not None
 
 
 def test_a_failure_says_command_status_and_stderr(fake_host: FakeHost) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -52,16 +53,17 @@ RULES = LoadRules("nft", "ipv6", "*filter\nCOMMIT\n", "*filter\nCOMMIT\n", "they
 MODULE = UnloadModule("nf_conntrack", "it is conntrack", (("hashsize", "4096"),), (("a.b", "1"),), True)
 WHOLE = b"".join(
     (
-        journal.begin(1, "boot", "unload", ("nf_conntrack",)),
-        journal.intent(1, FILE),
-        journal.intent(1, RULES),
+        journal.begin(1, "boot", "unload", ("nf_conntrack",), (FILE, RULES)),
+        journal.intent(1, 0),
+        journal.intent(1, 1),
         journal.commit(1, ("x_tables",)),
-        journal.begin(2, "boot", "stateless", ()),
-        journal.intent(2, MODULE),
+        journal.begin(2, "boot", "stateless", (), (MODULE, RULES)),
+        journal.intent(2, 0),
     )
 )
-FIRST = Entry(1, "boot", "unload", ("nf_conntrack",), (FILE, RULES), True, ("x_tables",))
-SECOND = Entry(2, "boot", "stateless", (), (MODULE,))
+FIRST = Entry(1, "boot", "unload", ("nf_conntrack",), (FILE, RULES), True, ("x_tables",),
+              planned=(FILE, RULES))
+SECOND = Entry(2, "boot", "stateless", (), (MODULE,), planned=(MODULE, RULES))
 
 
 def checked(text: str) -> bytes:
@@ -72,8 +74,9 @@ def checked(text: str) -> bytes:
 @settings(max_examples=60)
 @given(st.lists(ACTIONS, max_size=3))
 def test_every_action_comes_back(actions: list[Action]) -> None:
-    lines = [journal.begin(7, "b", "unload", ("m",)), *(journal.intent(7, action) for action in actions)]
-    assert journal.parse(b"".join(lines)) == (Entry(7, "b", "unload", ("m",), tuple(actions)),)
+    all_ = tuple(actions)
+    lines = [journal.begin(7, "b", "unload", ("m",), all_), *(journal.intent(7, at) for at in range(len(all_)))]
+    assert journal.parse(b"".join(lines)) == (Entry(7, "b", "unload", ("m",), all_, planned=all_),)
 
 
 @settings(max_examples=60)
@@ -106,16 +109,45 @@ def test_a_whole_journal() -> None:
     assert WHOLE.isascii()
 
 
+def test_a_whole_apply_that_is_being_undone_is_open_again() -> None:
+    half = WHOLE + journal.undone(2) + journal.undoing(1)
+    found = journal.parse(half)
+    assert found == (replace(FIRST, undoing=True),)
+    assert journal.open_entry(found) == found[0]
+    assert journal.parse(half + journal.undone(1)) == ()
+
+
 def test_a_number_is_used_again_after_undoing() -> None:
-    again = journal.begin(1, "c", "notrack", ()) + journal.intent(1, FILE)
-    first = journal.begin(1, "b", "unload", ()) + journal.intent(1, RULES) + journal.undone(1)
-    assert journal.parse(first + again) == (Entry(1, "c", "notrack", (), (FILE,)),)
+    again = journal.begin(1, "c", "notrack", (), (FILE,)) + journal.intent(1, 0)
+    first = journal.begin(1, "b", "unload", (), (RULES,)) + journal.intent(1, 0) + journal.undone(1)
+    assert journal.parse(first + again) == (Entry(1, "c", "notrack", (), (FILE,), planned=(FILE,)),)
+
+
+def test_a_later_boot_undoes_what_saved_files_brought_about() -> None:
+    half = Entry(1, "boot", "unload", (), (FILE,), planned=(FILE, RULES, FILE, MODULE))
+    assert journal.to_undo(half, "boot") == (FILE,)
+    assert journal.to_undo(half, "later") == (FILE, RULES, MODULE)
+    assert journal.to_undo(replace(half, actions=()), "later") == ()
+    assert journal.to_undo(replace(half, actions=half.planned, closed=True), "later") == half.planned
 
 
 def test_a_line_torn_at_any_byte_was_never_acted_on() -> None:
     start = WHOLE.rindex(b"\n", 0, -1) + 1
     for end in range(start, len(WHOLE)):
-        assert journal.parse(WHOLE[:end]) == (FIRST, Entry(2, "boot", "stateless", (), ())), end
+        assert journal.parse(WHOLE[:end]) == (FIRST, replace(SECOND, actions=())), end
+
+
+def test_a_last_line_with_holes_was_never_acted_on() -> None:
+    """Its size was on disk, and not all of its blocks."""
+    start = WHOLE.rindex(b"\n", 0, -1) + 1
+    end = len(WHOLE)
+    for first, last in ((start, end), (start, end - 1), (start + 4, end), (start + 4, start + 9), (end - 1, end)):
+        torn = WHOLE[:first] + bytes(last - first) + WHOLE[last:]
+        assert journal.parse(torn) == (FIRST, replace(SECOND, actions=())), (first, last)
+        assert journal.whole(torn) == WHOLE[:start]
+    assert journal.whole(WHOLE) == WHOLE and journal.whole(b"") == b"" == journal.whole(bytes(5) + b"\n")
+    with pytest.raises(JournalError, match="damaged here"):  # a line that was synced before the next was written
+        journal.parse(WHOLE[: start - 20] + bytes(4) + WHOLE[start - 16:])
 
 
 @pytest.mark.parametrize("change", [0x01, 0x80, ord("\n") ^ ord("\t")])
@@ -141,14 +173,14 @@ def test_arbitrary_bytes_are_read_or_refused(content: bytes) -> None:
         assert all(isinstance(entry, Entry) for entry in found)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 99, "1", None])
 def test_another_version_is_refused(version: object) -> None:
     text = json.dumps({"journal": version, "kind": "begin"})
-    with pytest.raises(JournalError, match=r"not of version 1.*the release that wrote it"):
+    with pytest.raises(JournalError, match=r"not of version 2.*the release that wrote it"):
         journal.parse(checked(text))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '{"journal": 1', "[" * 100_000, "NaN"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '{"journal": 2', "[" * 100_000, "NaN"])
 def test_a_checked_line_that_is_no_record_is_refused(text: str) -> None:
     with pytest.raises(JournalError):
         journal.parse(checked(text))
@@ -162,7 +194,7 @@ FOREIGN: list[dict[str, object]] = [
     {"kind": "begin", "number": None, "boot": "", "mode": "", "modules": []},
     {"kind": "begin", "number": 1, "boot": "", "mode": "", "modules": 5},
     {"kind": "commit", "number": 1, "loaded": []},
-    {"kind": "act", "number": 1, "do": to_json(FILE)},
+    {"kind": "act", "number": 1, "at": 0},
     {"kind": "undone", "number": 1},
 ]
 ACTS: list[object] = [
@@ -188,5 +220,12 @@ def test_foreign_records_are_refused(fields: dict[str, object]) -> None:
 @pytest.mark.parametrize("act", ACTS)
 def test_foreign_actions_are_refused(act: object) -> None:
     with pytest.raises(JournalError, match="a record that we did not write") as caught:
-        journal.parse(journal.begin(1, "", "unload", ()) + journal.record("act", number=1, do=act))
+        journal.parse(journal.record("begin", number=1, boot="", mode="unload", modules=[], plan=[to_json(FILE), act]))
+    assert caught.value.where == f"{journal.PATH}:1"
+
+
+@pytest.mark.parametrize("at", [1, 2, -1, "0", None, [], 0.5])
+def test_an_act_out_of_its_turn_is_refused(at: object) -> None:
+    with pytest.raises(JournalError, match="a record that we did not write") as caught:
+        journal.parse(journal.begin(1, "", "unload", (), (FILE, RULES)) + journal.record("act", number=1, at=at))
     assert caught.value.where == f"{journal.PATH}:2"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -21,6 +22,7 @@ from cloudinit_conntrack import journal, transaction
 from cloudinit_conntrack.actions import WriteFile
 from cloudinit_conntrack.config import desired_from_section
 from cloudinit_conntrack.errors import ConntrackError, HostError, JournalError, RollbackError
+from cloudinit_conntrack.host import journalfile
 from cloudinit_conntrack.host.root import Root
 from cloudinit_conntrack.kmod import modprobe_conf
 from cloudinit_conntrack.transaction import Applied, Reverted
@@ -476,6 +478,20 @@ def test_killed_at_any_moment_of_baking(tmp_path: Path) -> None:
             assert transaction.revert(host.root, quiet).problems == ()
             assert files(host) == before, (at, then)
             assert journal_is_empty(host)
+
+
+def test_a_revert_that_was_cut_off_is_finished_by_the_next_apply(small: LiveHost) -> None:
+    """Half undone looked whole to the next plan: what a restore had lost, nothing brought back."""
+    before = small.snapshot()
+    apply(small, "stateless")
+    done = plain(small.snapshot())
+    journalfile.append(small.root, journal.undoing(1))
+    small.rules("legacy", "ipv4", re.sub("(?m)^.*--dport 22 .*\n", "", small.live("legacy", "ipv4")))
+    found = apply(small, "stateless")
+    assert found.outcome == "done" and found.notes[0] == "a revert was cut off and was finished first"
+    assert plain(small.snapshot()) == done
+    assert revert(small).problems == ()
+    assert small.snapshot() == before and journal_is_empty(small)
 
 
 def test_killed_while_reverting(tmp_path: Path) -> None:
