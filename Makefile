@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns cloudinit guest bench lockout fuzz clean
+.PHONY: help prepare demo test check upstream netns crash cloudinit guest bench lockout fuzz clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ upstream: prepare ## iptables' own test rules as judge of the language
 netns: prepare ## real rules and packets in network namespaces
 	$(ALONE) tests/netns
 	$(TOGETHER) tests/netns
+
+crash: prepare ## apply and revert killed at every boundary, all cases (half an hour)
+	CRASH_EVERYTHING=1 $(PYTEST) tests/netns/test_crash.py tests/guest/test_modules_crash.py
 
 cloudinit: prepare ## the four real versions of cloud-init
 	$(TOGETHER) tests/cloudinit
