@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns crash cloudinit guest bench lockout fuzz clean
+.PHONY: help prepare demo test check upstream netns crash cloudinit guest guests bench lockout fuzz clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ cloudinit: prepare ## the four real versions of cloud-init
 
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
 	$(TOGETHER) tests/guest
+
+guests: prepare ## full guests of Debian 11, 12 and 13: seven boots, half an hour or more
+	FULL_GUESTS=all $(PYTEST) tests/guest/test_full_debians.py
 
 bench: prepare ## the rewrite beside the kernel's own loader; a boot with nothing to do
 	.venv/bin/python -m bench.rewrite

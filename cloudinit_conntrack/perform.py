@@ -30,6 +30,7 @@ from .host import entries, modules, observe, process, rules
 from .host.entries import Entry
 from .host.root import Root
 from .netfilter.iptables import parse_ruleset
+from .netfilter.tables import without_tables
 from .state import FileImage
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
@@ -144,8 +145,11 @@ def _same(one: FileImage | None, two: FileImage | None) -> bool:
 
 
 def _load_rules(action: LoadRules, root: Root) -> None:
-    if action.after:
-        rules.restore(action.backend, action.family, action.after)
+    live = _tables(rules.saved_text(action.backend, action.family, root).text) if action.dropped else {}
+    # In a later boot, one that is to be dropped need not be there: its empty text would make it, to stay without nft.
+    text = without_tables(action.after, tuple(table for table in action.dropped if table not in live))
+    if text:
+        rules.restore(action.backend, action.family, text)
     for table in action.dropped:
         rules.drop_table(action.backend, action.family, table, root)
 

@@ -65,5 +65,6 @@ def _is_stale(root: Root, image: str) -> bool:
 
 def _tool(release: str, image: str) -> tuple[str, ...]:
     if find("update-initramfs"):
-        return ("update-initramfs", "-u", "-k", release)
+        # All: the next boot may be another kernel's, and what undoes it must not ask for one that was removed since.
+        return ("update-initramfs", "-u", "-k", "all")
     return ("dracut", "--force", image, release) if find("dracut") else ()

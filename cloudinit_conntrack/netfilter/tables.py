@@ -34,6 +34,17 @@ def split_tables(before: RuleSet, after: RuleSet) -> tuple[str, str, tuple[str, 
     return first, second, dropped, created
 
 
+def without_tables(text: str, names: tuple[str, ...]) -> str:
+    """*text*, one of :func:`split_tables`, without the tables *names*."""
+    kept: list[str] = []
+    table = ""
+    for line in text.splitlines(keepends=True):
+        table = line[1:].rstrip() if line.startswith("*") else table
+        if table not in names:
+            kept.append(line)
+    return "".join(kept)
+
+
 def filled(ruleset: RuleSet) -> tuple[str, ...]:
     """The tables of *ruleset* that do anything: with a rule, or a policy other than ACCEPT."""
     return tuple(table for table, chains in ruleset.chains.items()

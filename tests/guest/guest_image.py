@@ -49,6 +49,23 @@ class Entry:
     link: str = ""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made from; *options* are mmdebstrap's.
+
+    *brought*: files of this machine, each with its path in the image; an ``.ext4`` is brought as a tree.
+    *commands* run in the image when all is in it.
+    """
+
+    suite: str
+    packages: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    alternatives: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
+    brought: tuple[tuple[Path, str], ...] = ()
+    commands: tuple[tuple[str, ...], ...] = ()
+
+
 # Not needed in a guest that lives for a minute, each measured with systemd-analyze.
 MASKED = (
     "apt-daily.timer",
@@ -151,11 +168,16 @@ def entries() -> tuple[Entry, ...]:
     )
 
 
-def _mmdebstrap(root: Path) -> list[str]:
-    command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}"]
+def own() -> Recipe:
+    """The guests of user-mode Linux, and the root that ``qemu.py`` runs scripts on."""
+    return Recipe(SUITE, PACKAGES, entries(), ALTERNATIVES)
+
+
+def _mmdebstrap(root: Path, recipe: Recipe) -> list[str]:
+    command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={','.join(recipe.packages)}"]
     command += ["--dpkgopt=force-unsafe-io", '--aptopt=Apt::Install-Recommends "false"']
     command += [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
-    return [*command, SUITE, str(root)]
+    return [*command, *recipe.options, recipe.suite, str(root)]
 
 
 def _mkfs(root: Path, image: Path) -> list[str]:
@@ -163,11 +185,12 @@ def _mkfs(root: Path, image: Path) -> list[str]:
     return ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-d", str(root), str(image), SIZE]
 
 
-def key() -> str:
+def key(recipe: Recipe) -> str:
     """A hash of all that the image is made from."""
     nowhere = Path("/")
-    recipe = (_mmdebstrap(nowhere), _mkfs(nowhere, nowhere), ALTERNATIVES, entries())
-    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:20]
+    made_from = (_mmdebstrap(nowhere, recipe), _mkfs(nowhere, nowhere), recipe.alternatives, recipe.entries,
+                 *(path for _, path in recipe.brought), *recipe.commands)  # fmt: skip
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:20]
 
 
 def cache_directory() -> Path:
@@ -176,38 +199,52 @@ def cache_directory() -> Path:
     return Path(base) / "cloudinit-conntrack"
 
 
-def image(say: Callable[[str], None] = lambda text: None) -> Path:
-    """The cached image, built first where needed (half a minute and a download).
+def image(say: Callable[[str], None] = lambda text: None, recipe: Recipe | None = None) -> Path:
+    """The cached image of *recipe* (:func:`own`), built first where needed (half a minute and a download).
 
     *say* is told what is going on.  Two builders at once: the second waits for the first.
     Raises :class:`GuestError` when a tool is missing or fails.
     """
-    path = cache_directory() / f"guest-{key()}.ext4"
+    recipe = recipe or own()
+    path = cache_directory() / f"guest-{key(recipe)}.ext4"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            _build(path, say)
+            _build(path, recipe, say)
     return path
 
 
-def _build(path: Path, say: Callable[[str], None]) -> None:
+def _build(path: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     # Next to the cache, not in /tmp: that may be mounted nodev or be small.
-    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as name:
-        root = Path(name) / "root"
-        say(f"building a Debian guest ({SUITE}, {len(PACKAGES)} packages and what they need)")
-        _run(_mmdebstrap(root))
-        for command, target in ALTERNATIVES:
-            _run(["chroot", str(root), "update-alternatives", "--quiet", "--set", command, target])
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as work:
+        root = Path(work) / "root"
+        say(f"building a Debian guest ({recipe.suite}, {len(recipe.packages)} packages and what they need)")
+        _run(_mmdebstrap(root, recipe))
+        for name, target in recipe.alternatives:
+            _run(["chroot", str(root), "update-alternatives", "--quiet", "--set", name, target])
         for keyfile in (root / "etc/ssh").glob("ssh_host_*"):
             keyfile.unlink()  # cloud-init makes a host's own
-        for entry in entries():
+        for source, place in recipe.brought:
+            _bring(source, root / place.lstrip("/"))
+        for entry in recipe.entries:
             _put(root, entry)
+        for command in recipe.commands:
+            _run(["chroot", str(root), *command])
         say("making its disk")
-        _run(_mkfs(root, Path(name) / "image"))
-        os.rename(Path(name) / "image", path)
+        _run(_mkfs(root, Path(work) / "image"))
+        os.rename(Path(work) / "image", path)
+
+
+def _bring(source: Path, target: Path) -> None:
+    if source.suffix != ".ext4":
+        shutil.copyfile(source, target)
+        return
+    target.mkdir(parents=True)
+    _run(["debugfs", "-R", f"rdump / {target}", str(source)])
+    (target / "lost+found").rmdir()
 
 
 def _put(root: Path, entry: Entry) -> None:

@@ -3,24 +3,28 @@
 As a quick guest (``uml.py``): one shell script, the package of this checkout on PYTHONPATH,
 ``step NAME COMMAND``; but the root is the Debian image of the full guests, and the kernel is any
 of ``kernels.py``.  A guest takes ten seconds to boot and has no network but loopback.
+A :class:`Machine` says what differs: ``debians.py`` boots systemd and cloud-init with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import guest_image
-from .kernels import Kernel, with_init
+from . import guest_image, initramfs
+from .kernels import Kernel
+from .outside import Outside
 from .uml import CHECKOUT, PRELUDE, GuestError, QuickResult, _result
 
 COMMAND = "qemu-system-x86_64"
-ROOM = 64 << 20  # for the results
+ROOM = 128 << 20  # for the results
 
 # The second half of qemu-init, with Debian's own shell and tools.
 SECOND = """\
@@ -30,7 +34,10 @@ cd /root
 mkdir -p /dev/pts /dev/shm
 ip link set lo up
 [ -d /run/guest/share/files ] && cp -a /run/guest/share/files/. /
-sh /run/guest/share/script </dev/null >/run/guest/share/stdout 2>/run/guest/share/stderr
+exec sh /run/guest/share/end
+"""
+# The last of a guest: the script, and the results.
+END = """sh /run/guest/share/script </dev/null >/run/guest/share/stdout 2>/run/guest/share/stderr
 echo $? >/run/guest/share/status
 rm -rf /run/guest/share/checkout /run/guest/share/files
 tar --xattrs --xattrs-include='trusted.*' -C /run/guest -cpf /dev/vdd share disk
@@ -40,6 +47,23 @@ sleep 9
 """
 
 
+@dataclass(frozen=True)
+class Machine:
+    """A guest's hardware and root: *second* is what process 1 runs there (sh), *append* for the kernel's command line.
+
+    *memory* is in MB; *initramfs* stands for ours.  *second* or what it starts must run ``/run/guest/share/end``.
+    """
+
+    second: str = SECOND
+    image: Path | None = None
+    append: str = "quiet"
+    memory: int = 512
+    initramfs: bytes = b""
+
+
+SMALL = Machine()
+
+
 def run_qemu(
     script: str,
     kernel: Kernel,
@@ -47,10 +71,13 @@ def run_qemu(
     timeout: float = 240,
     files: Mapping[str, str] | None = None,
     disk: Path | None = None,
-    memory: str = "512",
+    tree: Path | None = None,
+    machine: Machine = SMALL,
+    outside: Outside | None = None,
 ) -> QuickResult:
     """Boot *kernel*, run *script* (sh) as root, power off.
 
+    *tree* is a directory that is laid over the root, *machine* what is booted, *outside* a client of it;
     *files* and *disk* as for :func:`uml.run_quick`: a second call with the same *disk* is the
     same host's next boot, with this *kernel* or another one.  Raises :class:`GuestError`.
     """
@@ -59,24 +86,29 @@ def run_qemu(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qemu-guest-") as name:
         work = Path(name)
-        _pack(work / "given", script, files or {}, disk)
-        (work / "initramfs").write_bytes(with_init(kernel))
+        scripts = {"script": PRELUDE + script, "second": machine.second, "end": END}
+        _pack(work / "given", scripts, files or {}, disk, tree)
+        (work / "initramfs").write_bytes(machine.initramfs or initramfs.ours(kernel))
         with (work / "results").open("wb") as results:
             results.truncate(ROOM)
-        console = _boot(kernel, work, memory, timeout)
+        with outside.asking() if outside else contextlib.nullcontext():
+            console = _boot(kernel, work, machine, outside, timeout)
         share = _unpack(work, disk, console)
         if not (share / "status").exists():
             raise GuestError(f"the QEMU guest left no status; its console ends:\n{console[-3000:]}")
         return _result(share, console, time.monotonic() - started)
 
 
-def _boot(kernel: Kernel, work: Path, memory: str, timeout: float) -> str:
+def _boot(kernel: Kernel, work: Path, machine: Machine, outside: Outside | None, timeout: float) -> str:
     # TCG always: a nested KVM that hangs would be a test that hangs.  It dies with this process.
-    command = ["setpriv", "--pdeathsig", "KILL", COMMAND, "-accel", "tcg", "-m", memory, "-nodefaults", "-no-reboot"]
-    command += ["-display", "none", "-serial", f"file:{work / 'console.log'}", "-kernel", str(kernel.vmlinuz)]
-    command += ["-initrd", str(work / "initramfs"), "-append", "console=ttyS0 quiet panic=-1"]
-    for path, writable in ((guest_image.image(), False), (kernel.modules, False), (work / "given", False),
-                           (work / "results", True)):  # fmt: skip
+    # One CPU: with two, QEMU 7.2 now and then lets a kernel run into code that it is patching (Oops: int3).
+    command = ["setpriv", "--pdeathsig", "KILL", COMMAND, "-accel", "tcg", "-nodefaults", "-no-reboot"]
+    command += ["-m", str(machine.memory), "-smp", "1", "-display", "none"]
+    command += ["-serial", f"file:{work / 'console.log'}", "-kernel", str(kernel.vmlinuz)]
+    command += ["-initrd", str(work / "initramfs"), "-append", f"console=ttyS0 panic=-1 {machine.append}"]
+    command += outside.arguments() if outside else []
+    image = machine.image or guest_image.image()
+    for path, writable in ((image, False), (kernel.modules, False), (work / "given", False), (work / "results", True)):
         # No lock: a full guest may be using the same image, which nobody writes to.
         command += ["-drive", f"file={path},if=virtio,format=raw,file.locking=off{'' if writable else ',readonly=on'}"]
     try:
@@ -88,11 +120,15 @@ def _boot(kernel: Kernel, work: Path, memory: str, timeout: float) -> str:
     return f"{log.read_text(errors='replace') if log.exists() else ''}\n(QEMU {ended})"
 
 
-def _pack(target: Path, script: str, files: Mapping[str, str], disk: Path | None) -> None:
+def _pack(
+    target: Path, scripts: Mapping[str, str], files: Mapping[str, str], disk: Path | None, tree: Path | None
+) -> None:
     with tempfile.TemporaryDirectory(prefix="share-") as name:
         share = Path(name)
-        (share / "script").write_text(PRELUDE + script)
-        (share / "second").write_text(SECOND)
+        for script, text in scripts.items():
+            (share / script).write_text(text)
+        if tree:
+            shutil.copytree(tree, share / "files", symlinks=True)
         shutil.copytree(CHECKOUT / "cloudinit_conntrack", share / "checkout" / "cloudinit_conntrack",
                         ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
         # Compiled here, for the Python of the same Debian: under QEMU that alone takes ten seconds.
@@ -116,9 +152,11 @@ def _unpack(work: Path, disk: Path | None, console: str) -> Path:
         with tarfile.open(work / "results") as results:
             members = results.getmembers()
             results.extractall(work, [m for m in members if m.name.startswith("share") and not m.isdev()])
-            if disk:
+            # One that was ended has written nothing, and zeros are an empty archive: the earlier disk stays.
+            if disk and members:
                 with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as kept:
                     for member in (m for m in members if m.name.startswith("disk")):
+                        member.mtime = int(member.mtime)  # busybox reads the field that is rounded otherwise
                         kept.addfile(member, results.extractfile(member) if member.isreg() else None)
     except tarfile.TarError as error:
         raise GuestError(f"the QEMU guest left no results ({error}); its console ends:\n{console[-3000:]}") from None

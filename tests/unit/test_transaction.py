@@ -178,6 +178,23 @@ def test_the_next_boot_is_the_same(seed: LiveHost) -> None:
     assert seed.snapshot() == before
 
 
+def test_in_a_later_boot_revert_makes_no_table_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ufw on Debian 13: its files need no mangle table, and without nft none can be deleted."""
+    host = LiveHost(tmp_path / "host", ("nf_tables", "xt_conntrack", "nf_conntrack", "nf_defrag_ipv4"), "nft")
+    monkeypatch.setenv("PATH", host.path)
+    host.rules("nft", "ipv6", SMALL)
+    host.without("nft")
+    found = apply(host, "stateless")
+    assert found.outcome == "done", found.plan.blockers
+    (host.kernel / "rules/nft-ipv6/mangle").unlink()
+    host.write("/proc/sys/kernel/random/boot_id", "boot-2\n")
+    assert revert(host).problems == ()
+    assert not (host.kernel / "rules/nft-ipv6/mangle").exists()
+    assert "--state ESTABLISHED" in (host.kernel / "rules/nft-ipv6/filter").read_text()
+
+
 def test_a_host_that_never_had_conntrack_gets_the_block_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = LiveHost(tmp_path / "host", ("nf_defrag_ipv4",))
     monkeypatch.setenv("PATH", host.path)
