@@ -34,6 +34,7 @@ from .netfilter.tables import without_tables
 from .state import FileImage
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
+STARTING_SECONDS = 240.0  # a first boot on a starved machine was seen to need more than 60
 INITRAMFS_SECONDS = 600.0  # half a minute is usual, more on a small machine
 
 
@@ -261,7 +262,7 @@ def _prove(action: ProveLoading, root: Root) -> None:
 
 
 def _prove_starting(action: ProveStarting, root: Root) -> None:
-    done = process.run(action.argv, check=False)
+    done = process.run(action.argv, timeout=STARTING_SECONDS, check=False)
     if done.status != 0 or "cloudinit-conntrack" not in done.stdout:
         why = process.failure(done).what
         raise HostError(f"the boot service could not start this: {why}", action.where,

@@ -43,8 +43,8 @@ RemainAfterExit=yes
 SyslogIdentifier=cloudinit-conntrack
 # Without "site": the packages of this Python are not needed, and what they run at every start takes time.
 ExecStart={python} -I -S {script} apply
-# The network waits for us, but not for ever.  Python rolls back on SIGINT.
-TimeoutStartSec=180
+# The network waits for us, but not for ever: an initramfs may have to be written.  Python rolls back on SIGINT.
+TimeoutStartSec=660
 KillSignal=SIGINT
 KillMode=mixed
 # What stays open is for update-initramfs and dracut, which we may have to run (AF_ALG: encrypted disks).
