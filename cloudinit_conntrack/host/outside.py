@@ -34,6 +34,7 @@ _ABROAD = {"ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}  # for documentation: nob
 _TABLES = {"ipv4": "/proc/net/tcp", "ipv6": "/proc/net/tcp6"}
 _LISTENS = "0A"  # TCP_LISTEN in /proc/net/tcp (net/ipv4/tcp_ipv4.c)
 _MOST = 256
+_FAREWELL = 0.5  # seconds for servers to end what we have ended
 _WAITING = (errno.EINPROGRESS, errno.EAGAIN)
 
 
@@ -125,6 +126,7 @@ def _connected(path: str, targets: tuple[Probe, ...], seconds: float) -> frozens
     """Those of *targets* that take a connection from the namespace at *path* within *seconds*."""
     deadline = time.monotonic() + seconds
     given: set[Probe] = set()
+    taken: list[socket.socket] = []
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         for opened, target in _opened(path, targets, stack):
             status = opened.connect_ex(target)
@@ -133,10 +135,31 @@ def _connected(path: str, targets: tuple[Probe, ...], seconds: float) -> frozens
         while selector.get_map() and time.monotonic() < deadline:
             for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                 opened = key.fileobj  # type: ignore[assignment]
+                selector.unregister(opened)
                 if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                     given.add(key.data)
-                selector.unregister(opened)
+                    taken.append(opened)
+        _part(taken)
     return frozenset(given)
+
+
+def _part(taken: list[socket.socket]) -> None:
+    """End the connections in order, and let the servers do so: a reset is more than some of them can bear."""
+    deadline = time.monotonic() + _FAREWELL
+    with selectors.DefaultSelector() as selector:
+        for opened in taken:
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_WR)
+                selector.register(opened, selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() < deadline:
+            for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                opened = key.fileobj  # type: ignore[assignment]
+                try:
+                    ended = not opened.recv(1 << 16)
+                except OSError:
+                    ended = True
+                if ended:
+                    selector.unregister(opened)
 
 
 def _opened(path: str, targets: tuple[Probe, ...], stack: ExitStack) -> list[tuple[socket.socket, Probe]]:
@@ -152,7 +175,6 @@ def _opened(path: str, targets: tuple[Probe, ...], stack: ExitStack) -> list[tup
                 with suppress(OSError):  # a kernel without IPv6
                     opened = stack.enter_context(socket.socket(domain, socket.SOCK_STREAM))
                     opened.setblocking(False)
-                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # end at once
                     made.append((opened, target))
         except OSError as error:
             failed.append(error)
