@@ -73,7 +73,7 @@ def look():
 
 def settled(found):
     modules, rules, files, settings = found
-    return (modules, rules, {{p: (*e[:3], e[4]) for p, e in files.items() if not p.endswith("/journal")}}, settings)
+    return (modules, rules, {{p: (*e[:3], e[4]) for p, e in files.items() if not p.endswith(("/journal", "/seen.json"))}}, settings)
 
 def must(argv, wanted, alike, what):
     status, found = run(argv), look()
