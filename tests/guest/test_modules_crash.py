@@ -73,7 +73,8 @@ def look():
 
 def settled(found):
     modules, rules, files, settings = found
-    return (modules, rules, {{p: (*e[:3], e[4]) for p, e in files.items() if not p.endswith(("/journal", "/seen.json"))}}, settings)
+    kept = {{p: (*e[:3], e[4]) for p, e in files.items() if not p.endswith(("/journal", "/seen.json"))}}
+    return modules, rules, kept, settings
 
 def must(argv, wanted, alike, what):
     status, found = run(argv), look()
