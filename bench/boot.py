@@ -1,22 +1,19 @@
-"""A boot with nothing to do: processor and wall time of the boot service's own command, before and after a change.
+"""A boot with nothing to do: processor and wall time of the boot service's own command, planned and told at once.
 
-Run as root (``python -m bench.boot [COMMIT]``; ``main`` unless it says otherwise): the package of that commit and
-the one here are installed side by side, compiled, as a package would be.  The hosts are network namespaces of this
-machine with files of their own and real rules; each is brought to its mode by ``apply``, and then the two commands
-and a bare Python take turns.  Children count.  Where conntrack is built into this machine's kernel, ``unload`` means
-unload with ``fallback: stateless``, which plans both.  Writes ``results/boot.json`` and ``results/boot.md``.
+Run as root (``python -m bench.boot``): the package is installed, compiled, as a package would be.  The hosts are network
+namespaces of this machine with files of their own and real rules; each is brought to its mode by ``apply``, and then the
+boot's command, one that plans always, and a bare Python take turns.  Children count.  Where conntrack is built into this
+machine's kernel, ``unload`` means unload with ``fallback: stateless``, which plans both.  Writes ``results/boot.json`` and
+``results/boot.md``.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
 import statistics
 import subprocess
-import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -49,15 +46,9 @@ print(json.dumps(found))
 """
 
 
-def installed(place: Path, commit: str | None) -> str:
-    """The package of *commit*, or of this tree, compiled in *place*; gives its directory."""
-    if commit is None:
-        subprocess.run(["cp", "-r", ROOT / "cloudinit_conntrack", place], check=True)
-    else:
-        words = ["git", "archive", commit, "cloudinit_conntrack"]
-        packed = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(place)
+def installed(place: Path) -> str:
+    """The package, compiled in *place*; gives its directory."""
+    subprocess.run(["cp", "-r", ROOT / "cloudinit_conntrack", place], check=True)
     subprocess.run([PYTHON, "-m", "compileall", "-q", "-f", place], check=True)
     return str(place / "cloudinit_conntrack")
 
@@ -75,10 +66,9 @@ def measured(backend: str, mode: str, commands: dict[str, Sequence[str]], files:
         place.run("ip", "link", "set", "lo", "up")
         machine = Machine(place, backend, files)
         machine.prepare()
-        for words in list(commands.values())[1:]:  # the second finds nothing to do, and what it notes is its own
-            with_yaml = [word for word in words if word != "-S"]
-            in_host(machine, *with_yaml, "-c", machine.config(mode, **MODES[mode]))
-            in_host(machine, *words)
+        boot = commands["boot"]
+        in_host(machine, *(word for word in boot if word != "-S"), "-c", machine.config(mode, **MODES[mode]))
+        in_host(machine, *boot)  # it finds nothing to do, and notes it
         words = (PYTHON, "-I", "-c", TURN, json.dumps(commands))
         turns = [json.loads(in_host(machine, *words)) for _ in range(ROUNDS + 1)][1:]  # the first warms up
         return {name: [turn[name] for turn in turns] for name in commands}
@@ -105,8 +95,8 @@ def table(found: dict[str, Any]) -> str:
         "# A boot with nothing to do", "",
         f"The boot service's command, its children included, in milliseconds. Python {about['python']}, Linux "
         f"{about['kernel']}, {about['processors']} processors. Load {about['load']:.1f} at the start, {about['date']}; "
-        f"medians of {ROUNDS} alternating rounds (least to most). *before* is {found['before']}, with `-I` alone; "
-        "*after* is this commit, with `-I -S`; *bare* is "
+        f"medians of {ROUNDS} alternating rounds (least to most). *boot* is what the unit runs; *planned* is "
+        "`apply -v` on the same host, which plans always; *bare* is "
         "`python3 -I -c pass`. `unload` settles for `stateless` on this kernel, which has conntrack built in.",
         "", "| mode | rules | command | processor | wall |", "|---|---|---|---:|---:|",
     ]
@@ -121,17 +111,14 @@ def _told(value: dict[str, float]) -> str:
 
 def main() -> None:
     """Measure, and write the results."""
-    commit = sys.argv[1] if len(sys.argv) > 1 else "main"
-    name = subprocess.run(["git", "rev-parse", "--short", commit], cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = {"machine": machine(), "before": name.stdout.strip(), "boots": []}
+    found: dict[str, Any] = {"machine": machine(), "boots": []}
     with tempfile.TemporaryDirectory() as place, mount_points():
         base = Path(place)
-        for one in ("before", "after"):
-            (base / one).mkdir()
+        package = installed(base)
         commands: dict[str, Sequence[str]] = {
             "bare": (PYTHON, "-I", "-c", "pass"),
-            "before": (PYTHON, "-I", installed(base / "before", commit), "apply"),
-            "after": (PYTHON, "-I", "-S", installed(base / "after", None), "apply"),
+            "planned": (PYTHON, "-I", package, "apply", "-v"),
+            "boot": (PYTHON, "-I", "-S", package, "apply"),
         }
         for mode in MODES:
             for backend in BACKENDS:
