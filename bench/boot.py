@@ -1,10 +1,10 @@
-"""A boot with nothing to do: processor and wall time of the boot service's own command, planned and told at once.
+"""A boot with nothing to do: processor and wall time of the boot service's command, planned and told at once.
 
-Run as root (``python -m bench.boot``): the package is installed, compiled, as a package would be.  The hosts are network
-namespaces of this machine with files of their own and real rules; each is brought to its mode by ``apply``, and then the
-boot's command, one that plans always, and a bare Python take turns.  Children count.  Where conntrack is built into this
-machine's kernel, ``unload`` means unload with ``fallback: stateless``, which plans both.  Writes ``results/boot.json`` and
-``results/boot.md``.
+Run as root (``python -m bench.boot``): the package is installed, compiled, as a package would be.  The hosts are
+network namespaces of this machine with files of their own and real rules; each is brought to its mode by ``apply``,
+and then the boot's command, one that plans always, and a bare Python take turns.  Children count.  Where conntrack
+is built into this machine's kernel, ``unload`` means unload with ``fallback: stateless``, which plans both.  Writes
+``results/boot.json`` and ``results/boot.md``.
 """
 
 from __future__ import annotations
