@@ -105,8 +105,7 @@ def _status(options: argparse.Namespace) -> int:
     root, live = _root(options)
     mode, odd = "", list(lastgood.standing(root) if live else ())
     try:
-        kept = journalfile.kept_desired(root)
-        mode = str(kept.get("mode", "")) if isinstance(kept, dict) else ""
+        mode = _mode_of(journalfile.kept_desired(root))
         cut_off = journal.open_entry(journalfile.read(root))
         if cut_off is not None:
             what = "a revert was cut off, and is not finished yet" if cut_off.closed else (
@@ -176,9 +175,7 @@ def _confirm(options: argparse.Namespace) -> int:
     if not live:
         raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
     transaction.confirm(root)
-    section = journalfile.kept_desired(root)
-    mode = str(section.get("mode", "")) if isinstance(section, dict) else ""
-    _print(kept(Report(mode, "confirmed"), root), options)
+    _print(kept(Report(_mode_of(journalfile.kept_desired(root)), "confirmed"), root), options)
     return DONE
 
 
@@ -220,6 +217,11 @@ def _root(options: argparse.Namespace) -> tuple[Root, bool]:
     if root.is_host and not inputs.is_superuser():
         raise UsageError("only root can read the kernel's rules", f"cloudinit-conntrack {options.verb}", "use sudo")
     return root, root.is_host
+
+
+def _mode_of(section: object) -> str:
+    """The mode of a kept section; empty where there is none."""
+    return str(section.get("mode", "")) if isinstance(section, dict) else ""
 
 
 def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:

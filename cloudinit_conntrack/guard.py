@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
+from .config import Desired
 from .netfilter.nft_kinds import NFPROTO
 from .netfilter.nft_match import Test
 from .netfilter.nft_ruleset import NftRuleSet
 from .netfilter.parts import FLAG_BITS
 from .netfilter.reach import Packet, syn, verdicts
 from .netfilter.ruleset import RuleSet
+from .state import State
+
+
+def kept_ports(desired: Desired, state: State) -> tuple[int, ...]:
+    """The TCP ports that must stay reachable: ``guard.keep``, or what sshd listens on."""
+    return state.sshd_ports if desired.guard.keep is None else desired.guard.keep
 
 
 def closed_ports(

@@ -289,7 +289,6 @@ def revert(root: Root, progress: Progress) -> Reverted:
             journalfile.append(root, journal.undone(entry.number))
         if not problems:
             journalfile.clear(root)
-            pending.remove(root)
         return Reverted(tuple(undone), tuple(problems), tuple(notes))
 
 

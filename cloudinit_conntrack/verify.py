@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .config import Desired, Flows
 from .errors import HostError
 from .evidence import FAMILIES, Flow, demand, gathered
+from .guard import kept_ports
 from .host import observe, probe
 from .host.outside import Answers, answers_outside
 from .host.probe import Probe
@@ -72,10 +73,9 @@ class Before:
 def before_apply(desired: Desired, plan: Plan, state: State, root: Root) -> Before:
     """Ask ``guard.probes``, and from outside the ports to be kept and those of the TCP frontends."""
     probes = tuple((host, port) for host, port in desired.guard.probes if probe.answers(host, port))
-    keep = state.sshd_ports if desired.guard.keep is None else desired.guard.keep
     served = {port for flow in plan.flows.frontends if flow.protocol == "tcp"
               for port in range(flow.ports[0], flow.ports[1] + 1)}
-    return Before(probes, answers_outside(root, served.union(keep), _ASKING))
+    return Before(probes, answers_outside(root, served.union(kept_ports(desired, state)), _ASKING))
 
 
 def after_apply(desired: Desired, root: Root, live: bool, before: Before) -> tuple[Evidence, ...]:

@@ -19,6 +19,7 @@ DIRECTORY = os.path.dirname(journal.PATH)
 REPORTS = "/run/cloudinit-conntrack"
 DESIRED = f"{DIRECTORY}/desired.json"
 JOURNAL = journal.PATH
+UNCONFIRMED = f"{DIRECTORY}/unconfirmed.json"
 SEEN = f"{DIRECTORY}/seen.json"
 RESULT = f"{REPORTS}/result.json"
 
@@ -48,8 +49,12 @@ def _replace(root: Root, content: bytes) -> None:
 
 
 def clear(root: Root) -> None:
-    """Forget everything: nothing is left to undo.  The section first: nothing brings it back at the next boot."""
-    for path in (DESIRED, SEEN, journal.PATH):
+    """Forget everything: nothing is left to undo.
+
+    What brings a section back goes before the journal: first an earlier one that waits to be kept again, then
+    the one of the next boot.
+    """
+    for path in (UNCONFIRMED, DESIRED, SEEN, journal.PATH):
         root.remove(path)
     goodrules.forget(root)
 

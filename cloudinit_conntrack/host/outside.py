@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from ..errors import ConntrackError, HostError
+from .listening import listening
 from .modules import loaded, unload
-from .probe import Probe
+from .probe import DOMAIN, Probe
 from .process import private_namespace, run
 from .root import Root
 
 _CLONE_NEWNET = 0x40000000  # setns(2)
 # RFC 2544's network for tests of network devices, and a unique local one (RFC 4193) of our own.
 _LINK = {"ipv4": ("198.18.97.1", "198.18.97.2", 30), "ipv6": ("fd63:7470:6c62::1", "fd63:7470:6c62::2", 126)}
-_DOMAIN = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _ABROAD = {"ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}  # for documentation: nobody's
-_TABLES = {"ipv4": "/proc/net/tcp", "ipv6": "/proc/net/tcp6"}
-_LISTENS = "0A"  # TCP_LISTEN in /proc/net/tcp (net/ipv4/tcp_ipv4.c)
 _MOST = 256
 _FAREWELL = 0.5  # seconds for servers to end what we have ended
 _WAITING = (errno.EINPROGRESS, errno.EAGAIN)
@@ -68,13 +66,9 @@ def answers_outside(root: Root, ports: Iterable[int], seconds: float) -> Answers
 
 def _targets(root: Root, ports: frozenset[int]) -> tuple[Probe, ...]:
     found: dict[Probe, None] = {}
-    for family, table in _TABLES.items():
-        for line in (root.read_text(table) or "").splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 3 and fields[3] == _LISTENS:
-                address, _, port = fields[1].rpartition(":")
-                if int(port, 16) in ports:
-                    found.update(dict.fromkeys((host, int(port, 16)) for host in _reached(family, address)))
+    for one in listening(root):
+        if one.port in ports:
+            found.update(dict.fromkeys((host, one.port) for host in _reached(one.family, one.address)))
     return tuple(found)[:_MOST]
 
 
@@ -94,7 +88,7 @@ def _reached(family: str, listening: str) -> tuple[str, ...]:
 
 def _own_address(family: str) -> str:
     """Our address towards the default route, or that of our link.  Connecting a UDP socket sends nothing."""
-    with suppress(OSError), socket.socket(_DOMAIN[family], socket.SOCK_DGRAM) as asked:
+    with suppress(OSError), socket.socket(DOMAIN[family], socket.SOCK_DGRAM) as asked:
         asked.connect((_ABROAD[family], 9))
         return str(asked.getsockname()[0])
     return _LINK[family][0]
@@ -171,7 +165,7 @@ def _opened(path: str, targets: tuple[Probe, ...], stack: ExitStack) -> list[tup
         try:
             _enter(path)
             for target in targets:
-                domain = _DOMAIN["ipv6" if ":" in target[0] else "ipv4"]
+                domain = DOMAIN["ipv6" if ":" in target[0] else "ipv4"]
                 with suppress(OSError):  # a kernel without IPv6
                     opened = stack.enter_context(socket.socket(domain, socket.SOCK_STREAM))
                     opened.setblocking(False)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from ..errors import ConntrackError, HostError
 from ..state import FileImage
-from .journalfile import DIRECTORY, boot_id
+from .journalfile import DIRECTORY, UNCONFIRMED, boot_id
 from .process import detach, find, run
 from .root import HOST, Root
 from .service import running_program
 
-PATH = f"{DIRECTORY}/unconfirmed.json"
+PATH = UNCONFIRMED
 UNIT = "cloudinit-conntrack-unconfirmed"
 VERB = "await-confirmation"  # of our own command, for nobody to type
 

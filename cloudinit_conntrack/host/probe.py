@@ -16,7 +16,7 @@ import time
 from .root import Root
 
 LOOPBACK = {"ipv4": "127.0.0.1", "ipv6": "::1"}
-_DOMAIN = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+DOMAIN = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _PROC = "/proc/net/nf_conntrack"
 _WAIT = 0.02
 
@@ -45,13 +45,13 @@ def is_tracked(root: Root, family: str, protocol: str, port: int) -> bool | None
 def _send(family: str, protocol: str, port: int) -> int:
     """Send one probe; gives its source port."""
     address = LOOPBACK[family]
-    with socket.socket(_DOMAIN[family], socket.SOCK_DGRAM) as own:
+    with socket.socket(DOMAIN[family], socket.SOCK_DGRAM) as own:
         own.bind((address, 0))
         source = int(own.getsockname()[1])
         if protocol == "udp":
             own.sendto(b"", (address, port))
             return source
-    with socket.socket(_DOMAIN[family], socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+    with socket.socket(DOMAIN[family], socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
         raw.sendto(_syn(family, source, port), (address, 0))
     return source
 
@@ -59,7 +59,7 @@ def _send(family: str, protocol: str, port: int) -> int:
 def _syn(family: str, source: int, port: int) -> bytes:
     sequence = int.from_bytes(os.urandom(4), "big")
     header = struct.pack("!HHIIBBHHH", source, port, sequence, 0, 5 << 4, 0x02, 64240, 0, 0)
-    address = socket.inet_pton(_DOMAIN[family], LOOPBACK[family])
+    address = socket.inet_pton(DOMAIN[family], LOOPBACK[family])
     length = len(header)
     pseudo = struct.pack("!BBH", 0, socket.IPPROTO_TCP, length)
     if family == "ipv6":

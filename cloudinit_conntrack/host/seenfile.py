@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # a boot does without typing
     from typing import Any
 
 PATH = journalfile.SEEN
-UNCONFIRMED = f"{journalfile.DIRECTORY}/unconfirmed.json"
 
 
 def read(root: Root) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def ground(root: Root) -> str:
 
     Empty where planning has more to look at: an apply that waits to be confirmed, a saved file that does not load.
     """
-    if root.exists(UNCONFIRMED) or root.exists(goodrules.REFUSED):
+    if root.exists(journalfile.UNCONFIRMED) or root.exists(goodrules.REFUSED):
         return ""
     found = hashlib.sha256(sys.version.encode())
     for line in _program():

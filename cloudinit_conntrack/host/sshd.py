@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ..errors import HostError
+from .listening import listening
 from .root import HOST, Root
 
 DEFAULT = (22,)
@@ -18,7 +19,6 @@ _DEPTH = 16  # of Include, as sshd itself: SERVCONF_MAX_DEPTH
 _UNITS = ("ssh.socket", "sshd.socket")
 _UNIT_PLACES = ("/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator",
                 "/usr/lib/systemd/system", "/lib/systemd/system")
-_LISTENS = "0A"  # TCP_LISTEN in /proc/net/tcp (net/ipv4/tcp_ipv4.c)
 
 
 def sshd_ports(root: Root = HOST, live: bool = True) -> tuple[int, ...]:
@@ -31,9 +31,9 @@ def sshd_ports(root: Root = HOST, live: bool = True) -> tuple[int, ...]:
     configured = _configured(root)
     ports = set(configured)
     if live:
-        listening = _listening(root)
-        ports |= _ports_of(root, listening, "sshd")
-        ports |= _ports_of(root, listening, "systemd", only_pid="1") & set(_unit_ports(root))
+        ports_by_inode = {found.inode: found.port for found in listening(root)}
+        ports |= _ports_of(root, ports_by_inode, "sshd")
+        ports |= _ports_of(root, ports_by_inode, "systemd", only_pid="1") & set(_unit_ports(root))
     elif _unit_enabled(root):
         ports |= set(_unit_ports(root))
     return tuple(sorted(ports)) or DEFAULT
@@ -88,27 +88,11 @@ def _port_of(address: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _listening(root: Root) -> dict[str, int]:
-    """Socket inode -> port of every listening TCP socket of this network namespace."""
-    # To read the tables the kernel goes through all of its hash tables, however empty.
-    counts = "".join(_text(root, f"/proc/net/sockstat{n}") or "" for n in ("", "6")).splitlines()
-    counts = [line for line in counts if line.startswith("TCP")]
-    if counts and all(" inuse 0" in line for line in counts):
-        return {}
-    found: dict[str, int] = {}
-    for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in (_text(root, name) or "").splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 9 and fields[3] == _LISTENS:
-                found[fields[9]] = int(fields[1].rpartition(":")[2], 16)
-    return found
-
-
-def _ports_of(root: Root, listening: dict[str, int], comm: str, only_pid: str = "") -> set[int]:
+def _ports_of(root: Root, ports_by_inode: dict[str, int], comm: str, only_pid: str = "") -> set[int]:
     ports: set[int] = set()
     for pid in (only_pid,) if only_pid else root.listdir("/proc"):
         if pid.isdigit() and (_text(root, f"/proc/{pid}/comm") or "").strip() == comm:
-            ports |= {listening[inode] for inode in _sockets(root, pid) if inode in listening}
+            ports |= {ports_by_inode[inode] for inode in _sockets(root, pid) if inode in ports_by_inode}
     return ports
 
 

@@ -70,12 +70,6 @@ def say_difference(draft: Draft, found: tuple[Difference | None, str], changes: 
 # --- ports -----------------------------------------------------------------------------------
 
 
-def kept_ports(draft: Draft) -> tuple[int, ...]:
-    """The TCP ports that must stay reachable."""
-    keep = draft.desired.guard.keep
-    return draft.state.sshd_ports if keep is None else keep
-
-
 def say_closed(draft: Draft, closed: Iterable[tuple[int, str]], where: str, remedy: str = OPEN_IT) -> None:
     """A blocker for each (port, why) that must stay reachable and would not."""
     draft.blockers += (Item(f"guard:{where}:{port}", where, reason, remedy) for port, reason in closed)

@@ -21,7 +21,7 @@ from ..netfilter.nft_work import NftRewritten
 from ..state import FAMILIES, State
 from .draft import Draft, Item, decoded
 from .flows import bypassing, native_bypass_of, rewrite_policy
-from .judging import Place, kept_ports, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
+from .judging import Place, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
 
 PLACE = "live native nftables"
 
@@ -192,7 +192,7 @@ def _possible(told: str) -> bool:
 def _guard(draft: Draft, before: NftRuleSet, after: NftRuleSet, where: str) -> None:
     from ..netfilter.stated import MOST_RULES  # here: a boot with nothing to do needs none of it
 
-    ports = kept_ports(draft)
+    ports = guard.kept_ports(draft.desired, draft.state)
     if sum(1 for _ in before.of_kind("rule")) > MOST_RULES:
         draft.findings.append(Item(f"unguarded:{where}", where, "its rules are too many to prove packet by packet that "
                                    f"TCP {', '.join(map(str, ports))} stays reachable", "use guard.probes"))

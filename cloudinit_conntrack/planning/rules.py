@@ -18,7 +18,7 @@ from ..netfilter.tables import filled, split_tables, tables_alone
 from ..state import LiveRules, SavedFile, State
 from .draft import Draft, Item, decoded, new_image, place_of
 from .flows import bypass_of, bypassing, rewrite_policy, without_closed
-from .judging import Place, kept_ports, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
+from .judging import Place, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes
 from .native import native_nat, uses_own_table
 
 
@@ -152,7 +152,7 @@ def _judge(draft: Draft, before: RuleSet, outcome: Rewritten, place: Place) -> N
     """No port that must stay is closed; what is let through otherwise than before."""
     from ..netfilter.stated import stated  # here: only a change has a difference, and a boot has none
 
-    after, ports = outcome.ruleset, kept_ports(draft)
+    after, ports = outcome.ruleset, guard.kept_ports(draft.desired, draft.state)
     untracked = bypassing(draft.desired, ports, before.family)
     say_closed(draft, guard.closed_ports(before, after, ports, untracked), place.where)
     say_closed_frontends(draft, partial(guard.is_closed, before), place.where)

@@ -12,7 +12,7 @@ from ..netfilter.ruleset import RuleSet, format_ruleset
 from ..state import FoundFile, State
 from .draft import Draft, Item, decoded, place_of, planned, write_file
 from .flows import rewrite_policy
-from .judging import Place, kept_ports, say_blockers, say_closed, say_difference, say_notes
+from .judging import Place, say_blockers, say_closed, say_difference, say_notes
 
 CONF, DEFAULTS = "/etc/ufw/ufw.conf", "/etc/default/ufw"
 UNITS = ("ufw.service",)
@@ -117,7 +117,7 @@ def _judge(draft: Draft, family: str, before: RuleSet, after: RuleSet) -> None:
     from ..netfilter.stated import stated  # here: a boot with nothing to do needs none of it
 
     where = f"ufw, {family}"
-    say_closed(draft, guard.closed_ports(before, after, kept_ports(draft)), where,
+    say_closed(draft, guard.closed_ports(before, after, guard.kept_ports(draft.desired, draft.state)), where,
                "'ufw allow' the port, or take it out of guard.keep")
     say_difference(draft, stated(before, after), (), Place(where, where, str))
 

@@ -288,7 +288,7 @@ CHANGES: dict[str, Callable[[LiveHost], object]] = {
     "no journal": lambda h: (h.tree / journalfile.JOURNAL[1:]).unlink(),
     "a kept rule-set": lambda h: h.write(f"{goodrules.DIRECTORY}/etc_x", "{}"),
     "a file that does not load": lambda h: h.write(goodrules.REFUSED, "[]"),
-    "an apply to be confirmed": lambda h: h.write(seenfile.UNCONFIRMED, "{}"),
+    "an apply to be confirmed": lambda h: h.write(journalfile.UNCONFIRMED, "{}"),
     "nothing seen": lambda h: (h.tree / seenfile.PATH[1:]).unlink(),
     "a damaged note": lambda h: h.write(seenfile.PATH, "{"),
     "a note that is cut off": lambda h: h.write(seenfile.PATH, h.read(seenfile.PATH)[:-9]),
