@@ -83,10 +83,10 @@ def test_an_old_kernel_with_ip_conntrack(fake_host: FakeHost) -> None:
 @pytest.mark.parametrize(("path", "content", "answer"), [
     (f"/boot/config-{RELEASE}", b"CONFIG_MODULE_UNLOAD=y\nCONFIG_MODULE_FORCE_UNLOAD=y\n", True),
     (f"/lib/modules/{RELEASE}/config", b"# CONFIG_MODULE_FORCE_UNLOAD is not set\n", False),
-    ("/proc/config.gz", gzip.compress(b"CONFIG_MODULE_FORCE_UNLOAD=y"), True),
+    ("/proc/config.gz", gzip.compress(b"CONFIG_MODULE_FORCE_UNLOAD=y", mtime=0), True),
     ("/proc/config.gz", b"no gzip at all", None),
     ("/elsewhere", b"CONFIG_MODULE_FORCE_UNLOAD=y\n", None),
-])
+], ids=["boot", "modules", "compressed", "not gzip", "nowhere"])  # not the content: it differs from process to process
 def test_forced_unloading_is_read_from_the_build_configuration(
     fake_host: FakeHost, path: str, content: bytes, answer: bool | None
 ) -> None:
