@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns crash cloudinit guest guests bench lockout fuzz clean
+.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests bench lockout fuzz clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ netns: prepare ## real rules and packets in network namespaces
 
 crash: prepare ## apply and revert killed at every boundary, all cases (half an hour)
 	CRASH_EVERYTHING=1 $(PYTEST) tests/netns/test_crash.py tests/guest/test_modules_crash.py
+
+soak: prepare ## COUNT times (200) unload and revert in a guest, with clients
+	SOAK=$(or $(COUNT),200) $(PYTEST) tests/guest/test_modules_cycles.py
 
 cloudinit: prepare ## the four real versions of cloud-init
 	$(TOGETHER) tests/cloudinit

@@ -10,9 +10,6 @@ is built into this machine's kernel, ``unload`` means unload with ``fallback: st
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
 import subprocess
 import tempfile
 import time
@@ -20,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import kept
+from bench.kept import ROOT, summary, told
 from tests.netns.applying import BIND, ENTER, Machine, mount_points
 from tests.netns.namespace import Namespace
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 PYTHON = "/usr/bin/python3"  # what a unit names
 BACKENDS = ("legacy", "nft")
 MODES: dict[str, dict[str, object]] = {"notrack": {}, "stateless": {}, "unload": {"fallback": "stateless"}}
@@ -76,16 +73,10 @@ def measured(backend: str, mode: str, commands: dict[str, Sequence[str]], files:
         place.close()
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median and spread of *values*, in milliseconds."""
-    return {"median": statistics.median(values) * 1e3, "least": min(values) * 1e3, "most": max(values) * 1e3}
-
-
 def machine() -> dict[str, Any]:
     """Where the figures come from, and how busy it was."""
     version = subprocess.run([PYTHON, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
-    return {"python": version, "kernel": platform.release(), "processors": os.cpu_count(), "load": os.getloadavg()[0],
-            "date": time.strftime("%Y-%m-%d")}
+    return kept.machine(version)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -100,13 +91,10 @@ def table(found: dict[str, Any]) -> str:
         "`python3 -I -c pass`. `unload` settles for `stateless` on this kernel, which has conntrack built in.",
         "", "| mode | rules | command | processor | wall |", "|---|---|---|---:|---:|",
     ]
-    lines += [f"| {row['mode']} | {row['backend']} | {row['command']} | {_told(row['cpu'])} | {_told(row['wall'])} |"
-              for row in found["boots"]]
+    for row in found["boots"]:
+        figures = f"{told(row['cpu'], 0)} | {told(row['wall'], 0)}"
+        lines.append(f"| {row['mode']} | {row['backend']} | {row['command']} | {figures} |")
     return "\n".join(lines) + "\n"
-
-
-def _told(value: dict[str, float]) -> str:
-    return f"{value['median']:.0f} ({value['least']:.0f} to {value['most']:.0f})"
 
 
 def main() -> None:
@@ -127,11 +115,8 @@ def main() -> None:
                 for command, runs in measured(backend, mode, commands, files).items():
                     wall, cpu = zip(*runs)
                     found["boots"].append({"mode": mode, "backend": backend, "command": command,
-                                           "cpu": summary(cpu), "wall": summary(wall)})
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "boot.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "boot.md").write_text(table(found))
-    print(table(found), end="")
+                                           "cpu": summary(cpu, 1e3), "wall": summary(wall, 1e3)})
+    kept.keep("boot", found, table(found))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ program fails.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,10 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import kept
+from bench.kept import ROOT, summary, told
 from bench.rules import saved_rules, whitelist
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 SIZES = (100, 10_000, 100_000)
 DIFFERENCES = {
     "ports and addresses": (saved_rules, (50, 100, 300, 1000)),
@@ -91,11 +89,6 @@ def compared(rules: Path) -> Run:
     return Run(float(done.stdout), 0.0, 0.0)
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median and spread of *values*."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def rows(name: str, size: int, runs: Sequence[Run], fields: Sequence[str]) -> dict[str, Any]:
     """One line of the results: a program at one size."""
     return {"program": name, "rules": size, "rounds": len(runs),
@@ -132,9 +125,8 @@ def _file(directory: Path, size: int, made: Callable[[int], str] = saved_rules) 
 def machine() -> dict[str, Any]:
     """Where the figures come from, and how busy it was."""
     version = subprocess.run(["iptables", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    return {"python": platform.python_version(), "kernel": platform.release(), "iptables": version,
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "processors": os.cpu_count(), "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
+    return {**kept.machine(platform.python_version()), "iptables": version,
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -149,17 +141,13 @@ def table(found: dict[str, Any]) -> str:
         "", "| rules | program | seconds | processor seconds | peak MiB |", "|---:|---|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['rules']:,} | {row['program']} | {_told(row['seconds'])} | {_told(row['cpu'])} "
+        f"| {row['rules']:,} | {row['program']} | {told(row['seconds'], 2)} | {told(row['cpu'], 2)} "
         f"| {row['memory']['median']:.0f} |"
         for row in found["rewrite"]
     ]
     lines += ["", "| rules | that name | seconds for the stated difference |", "|---:|---|---:|"]
-    lines += [f"| {row['rules']:,} | {row['program']} | {_told(row['seconds'])} |" for row in found["difference"]]
+    lines += [f"| {row['rules']:,} | {row['program']} | {told(row['seconds'], 2)} |" for row in found["difference"]]
     return "\n".join(lines) + "\n"
-
-
-def _told(value: dict[str, float]) -> str:
-    return f"{value['median']:.2f} ({value['least']:.2f} to {value['most']:.2f})"
 
 
 def main() -> None:
@@ -168,10 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found["rewrite"] = rewriting(Path(directory))
         found["difference"] = differing(Path(directory))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rewrite.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "rewrite.md").write_text(table(found))
-    print(table(found), end="")
+    kept.keep("rewrite", found, table(found))
 
 
 if __name__ == "__main__":

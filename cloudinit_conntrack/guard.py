@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from .config import Desired
@@ -51,9 +51,9 @@ def _packets(port: int) -> list[tuple[str, Packet, str]]:
     ]
 
 
-def is_closed(ruleset: RuleSet, port: int) -> bool:
-    """Whether no handshake from outside can reach TCP *port*."""
-    return "ACCEPT" not in verdicts(ruleset, "INPUT", syn(port))
+def unreachable(ruleset: RuleSet, ports: Iterable[int]) -> list[int]:
+    """Those of the TCP *ports* that no handshake from outside can reach."""
+    return [port for port in ports if "ACCEPT" not in verdicts(ruleset, "INPUT", syn(port))]
 
 
 # --- native nftables -------------------------------------------------------------------
@@ -83,12 +83,13 @@ def closed_native_ports(
     return list(found.items())
 
 
-def is_closed_native(ruleset: NftRuleSet, port: int) -> bool:
-    """Whether no handshake from outside can reach TCP *port* over either family."""
+def unreachable_native(ruleset: NftRuleSet, ports: Sequence[int]) -> list[int]:
+    """Those of the TCP *ports* that no handshake from outside can reach over either family."""
     from .netfilter.nft_difference import passing  # here: a boot with nothing to do needs none of it
 
-    asked = [("INPUT", _tests("INPUT", syn(port)))]
-    return not any(passing(ruleset, family, asked)[0][0] for family in NFPROTO)
+    asked = [("INPUT", _tests("INPUT", syn(port))) for port in ports]
+    reached = [passing(ruleset, family, asked) for family in NFPROTO]
+    return [port for port, *found in zip(ports, *reached) if not any(some for some, _ in found)]
 
 
 def _tests(path: str, packet: Packet) -> tuple[Test, ...]:

@@ -140,10 +140,14 @@ def _roll_back(error: BaseException, entry: Entry, kept: FileImage | None, root:
     except _FAILURES as failed:
         problems.append(words_of(failed))
     if problems:
-        raise RollbackError(f"{words_of(error)}; and rolling back failed in part: {'; '.join(problems)}", "apply",
-                            "mend the cause and run 'cloudinit-conntrack revert'") from error
+        raise _not_undone(f"{words_of(error)}; and rolling back failed in part", problems, "apply") from error
     if notes and isinstance(error, ConntrackError):
         error.remedy = "; ".join((error.remedy, *notes))
+
+
+def _not_undone(what: str, problems: list[str], where: str = journal.PATH) -> RollbackError:
+    remedy = "mend the cause and run 'cloudinit-conntrack revert'"
+    return RollbackError(f"{what}: {'; '.join(problems)}", where, remedy)
 
 
 def _undo(actions: tuple[Action, ...], root: Root, progress: Progress) -> tuple[list[str], list[str]]:
@@ -183,8 +187,7 @@ def _recover(root: Root, progress: Progress) -> tuple[str, ...]:
         if problems and entry.closed:  # the plan goes by what is there, and another revert tries again
             return (*notes, f"{what} was not finished, and cannot be: {'; '.join(problems)}", *told)
         if problems:
-            raise RollbackError(f"{what} was cut off, and undoing it failed: {'; '.join(problems)}",
-                                journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
+            raise _not_undone(f"{what} was cut off, and undoing it failed", problems)
         notes += (f"{what} was cut off and was {end} first", *told)
         _after_undo(entry, root)
         _close(entry, root)
@@ -208,8 +211,7 @@ def settled(root: Root, progress: Progress) -> tuple[str, ...]:
         progress("an apply was not confirmed in time: rolling it back")
         problems, told = _undo_entry(entry, root, progress)
         if problems:
-            raise RollbackError(f"an apply was not confirmed, and undoing it failed: {'; '.join(problems)}",
-                                journal.PATH, "mend the cause and run 'cloudinit-conntrack revert'")
+            raise _not_undone("an apply was not confirmed, and undoing it failed", problems)
         notes = (*notes, "an apply that nobody confirmed in time was rolled back", *told)
     perform.put(journalfile.DESIRED, None if found.kept is None else FileImage(found.kept, 0o600), root)
     if entry is not None:

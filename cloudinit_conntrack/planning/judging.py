@@ -75,12 +75,12 @@ def say_closed(draft: Draft, closed: Iterable[tuple[int, str]], where: str, reme
     draft.blockers += (Item(f"guard:{where}:{port}", where, reason, remedy) for port, reason in closed)
 
 
-def say_closed_frontends(draft: Draft, is_closed: Callable[[int], bool], where: str) -> None:
+def say_closed_frontends(draft: Draft, unreachable: Callable[[list[int]], list[int]], where: str) -> None:
     """A finding for the frontends' ports that were closed all along; ``notrack`` opens them."""
     if draft.desired.mode == "notrack":
         return
     tcp = [f.ports[0] for f in draft.desired.flows.frontends if f.protocol == "tcp"]
-    closed = ", ".join(str(port) for port in tcp if is_closed(port))
+    closed = ", ".join(map(str, unreachable(tcp)))
     if closed:
         draft.findings.append(Item(f"closed:{where}", where, f"frontend port {closed}: closed, before and after",
                                    "add an accept rule if clients shall reach it"))

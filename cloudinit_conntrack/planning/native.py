@@ -205,4 +205,4 @@ def _guard(draft: Draft, before: NftRuleSet, after: NftRuleSet, where: str) -> N
                                    "use guard.probes"))
         return
     say_closed(draft, found, where)
-    say_closed_frontends(draft, partial(guard.is_closed_native, before), where)
+    say_closed_frontends(draft, partial(guard.unreachable_native, before), where)

@@ -155,5 +155,5 @@ def _judge(draft: Draft, before: RuleSet, outcome: Rewritten, place: Place) -> N
     after, ports = outcome.ruleset, guard.kept_ports(draft.desired, draft.state)
     untracked = bypassing(draft.desired, ports, before.family)
     say_closed(draft, guard.closed_ports(before, after, ports, untracked), place.where)
-    say_closed_frontends(draft, partial(guard.is_closed, before), place.where)
+    say_closed_frontends(draft, partial(guard.unreachable, before), place.where)
     say_difference(draft, stated(before, after), outcome.changes, place)

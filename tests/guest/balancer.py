@@ -8,6 +8,8 @@
 | ``config LINE...`` | writes ``/root/desired.yaml``, a ``conntrack:`` section of these lines |
 | ``cc VERB ...`` | runs our command with ``--format json``; add ``-c $DESIRED`` where it is to read that file |
 | ``step NAME cc ...`` | the same, recorded: :meth:`Story.answer` |
+| ``outside_up``, ``outside_down`` | make the outside (10.9.0.2, fd09::2; here 10.9.0.1, fd09::1), take it away |
+| ``out COMMAND`` | runs it there |
 | ``look NAME`` | records what the kernel and the disk show: :meth:`Story.seen` |
 """
 
@@ -98,6 +100,21 @@ look() {
     step "$1,files" files
     step "$1,settings" settings
 }
+# The host at the other end of a link, in a network namespace: out() runs a command there.
+out() { ip netns exec outside "$@"; }
+outside_up() {
+    modprobe veth
+    ip netns add outside
+    ip link add inside type veth peer name outside netns outside
+    ip address add 10.9.0.1/24 dev inside
+    ip address add fd09::1/64 dev inside nodad
+    ip -n outside link set lo up
+    ip -n outside address add 10.9.0.2/24 dev outside
+    ip -n outside address add fd09::2/64 dev outside nodad
+    ip link set inside up
+    ip -n outside link set outside up
+}
+outside_down() { ip link del inside; ip netns del outside; rmmod veth; }
 # A command of our own in front of rmmod: `before_rmmod NAME COMMANDS` runs them before NAME is removed.
 before_rmmod() {
     mkdir -p /root/bin
@@ -180,12 +197,13 @@ _KINDS = ("modules", "rules", "files", "settings")
 
 
 def run_balancer(
-    script: str, files: Mapping[str, str] = SAVED, *, disk: Path | None = None, timeout: float = 1800
+    script: str, files: Mapping[str, str] = SAVED, *, disk: Path | None = None, timeout: float = 1800,
+    memory: str = "384M",
 ) -> Story:
     """Boot a balancer with *files*, run *script* on it."""
     placed = {**files, "/root/server.py": SERVER, "/root/client.py": CLIENT}
     words = f"settings() {{\n{SETTINGS}}}\n{WORDS}{script}"
-    return Story(run_quick(words, timeout=timeout, files=placed, disk=disk))
+    return Story(run_quick(words, timeout=timeout, files=placed, disk=disk, memory=memory))
 
 
 def assert_same(now: Seen, before: Seen) -> None:

@@ -29,26 +29,16 @@ step load6 ip6tables-restore /etc/sysconfig/ip6tables
 step debian4 iptables-restore /etc/iptables/rules.v4
 step debian6 ip6tables-restore /etc/iptables/rules.v6
 look loaded
-modprobe veth
-ip netns add outside
-ip link add inside type veth peer name outside netns outside
-ip address add 10.9.0.1/24 dev inside
-ip address add fd09::1/64 dev inside nodad
-ip -n outside address add 10.9.0.2/24 dev outside
-ip -n outside address add fd09::2/64 dev outside nodad
-ip link set inside up
-ip -n outside link set outside up
+outside_up
 /usr/bin/python3 /root/server.py 22 23 >/root/listening &
 until grep -q listening /root/listening; do sleep 0.1; done
-step outside ip netns exec outside /usr/bin/python3 /root/client.py 10.9.0.1-22 10.9.0.1-23 fd09::1-22 fd09::1-23
+step outside out /usr/bin/python3 /root/client.py 10.9.0.1-22 10.9.0.1-23 fd09::1-22 fd09::1-23
 step entries cat /proc/net/nf_conntrack
 step verify cc verify
 step again cc apply
 step modules cat /proc/modules
-ip link del inside
-ip netns del outside
 kill $!
-rmmod veth
+outside_down
 step revert cc revert
 look end
 """

@@ -101,5 +101,5 @@ def test_untracked_packets_have_no_state() -> None:
     ],
     ids=range(8),
 )
-def test_is_closed(ruleset: RuleSet, closed: bool) -> None:
-    assert guard.is_closed(ruleset, 22) is closed
+def test_what_nobody_can_reach(ruleset: RuleSet, closed: bool) -> None:
+    assert guard.unreachable(ruleset, [22, 22]) == ([22, 22] if closed else [])
