@@ -163,15 +163,11 @@ def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
 
 
 def _live_is(action: LoadRules, text: str, absent: tuple[str, ...], root: Root) -> bool:
-    """Whether the tables of *text* are what is live, counters aside; *absent* ones, and empty ones, may be missing."""
+    """Whether the tables of *text* are what is live, counters aside; *absent* ones may be missing."""
     found, wanted = (
         _tables(content) for content in (rules.saved_text(action.backend, action.family, root).text, text)
     )
-
-    def may_be_missing(table: str) -> bool:
-        return table in absent or all(chain == ["ACCEPT"] for chain in wanted[table].values())
-
-    return all(found[table] == wanted[table] if table in found else may_be_missing(table) for table in wanted)
+    return all(found.get(table, chains if table in absent else None) == chains for table, chains in wanted.items())
 
 
 def _tables(text: str) -> dict[str, dict[str, list[object]]]:

@@ -358,17 +358,6 @@ def test_rules_changed_after_apply_are_told(small: LiveHost) -> None:
     assert (found.problems, small.snapshot()) == ((), before)
 
 
-def test_an_empty_table_that_a_later_boot_does_not_have_is_no_change(small: LiveHost) -> None:
-    """Somebody listed it before apply, and that had made it."""
-    empty = "*mangle\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n"
-    small.rules("legacy", "ipv4", empty + SMALL)
-    apply(small)
-    assert "*mangle" in small.live("legacy", "ipv4")
-    small.rules("legacy", "ipv4", re.sub(r"(?s)\*mangle.*?COMMIT\n", "", small.live("legacy", "ipv4")))
-    found = revert(small)
-    assert (found.problems, found.notes) == ((), ())
-
-
 def test_only_one_at_a_time(small: LiveHost) -> None:
     said: list[str] = []
 
