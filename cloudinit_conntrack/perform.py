@@ -35,6 +35,7 @@ from .state import FileImage
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
 STARTING_SECONDS = 240.0  # a first boot on a starved machine was seen to need more than 60
+_MOST = 8  # rules in one note
 INITRAMFS_SECONDS = 600.0  # half a minute is usual, more on a small machine
 
 
@@ -158,8 +159,37 @@ def _load_rules(action: LoadRules, root: Root) -> None:
 def _rules_back(action: LoadRules, root: Root) -> tuple[str, ...]:
     untouched = _live_is(action, action.after, action.dropped, root)  # loading it may be what failed
     known = untouched or _live_is(action, action.before, action.created, root)
+    lost = () if known else _others(action, root)
     _load_rules(replace(action, after="") if untouched else action, root)
-    return () if known else (f"{action.where} were changed since; the rules from before apply are loaded again",)
+    if known:
+        return ()
+    more = f", and these are gone: {_few(lost)}" if lost else ""
+    return (f"{action.where} are not as apply left them; the rules from before are loaded again{more}",)
+
+
+def _others(action: LoadRules, root: Root) -> tuple[str, ...]:
+    """The live rules that are neither from before apply nor from apply: somebody added them, or a reload did."""
+    ours = {row for text in (action.before, action.after) for _, row, _ in _rules(text)}
+    live = rules.saved_text(action.backend, action.family, root).text
+    tables = set(_tables(action.after))
+    return tuple(f"-t {table} {said}" for table, row, said in _rules(live) if table in tables and row not in ours)
+
+
+def _rules(text: str) -> list[tuple[str, str, str]]:
+    """(table, what it is whatever the order of its options, its words) of each rule of a save."""
+    found: list[tuple[str, str, str]] = []
+    for line in parse_ruleset(text, "", "live rules").lines:
+        if line.kind == "rule":
+            rule = line.rule
+            options = sorted((o.name, o.negated, o.args) for o in rule.options)
+            words = rule.text.removeprefix(rule.counters).strip()
+            found.append((line.table, repr((line.table, rule.chain, options)), words))
+    return found
+
+
+def _few(said: tuple[str, ...]) -> str:
+    more = (f"and {len(said) - _MOST} more",) if len(said) > _MOST else ()
+    return "; ".join((*said[:_MOST], *more))
 
 
 def _live_is(action: LoadRules, text: str, absent: tuple[str, ...], root: Root) -> bool:

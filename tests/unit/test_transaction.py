@@ -350,10 +350,13 @@ def test_a_file_removed_after_apply_comes_back(small: LiveHost) -> None:
 def test_rules_changed_after_apply_are_told(small: LiveHost) -> None:
     before = small.snapshot()
     apply(small)
-    small.rules("legacy", "ipv4", SMALL.replace("-m state --state ESTABLISHED ", ""))
+    theirs = [f"-A INPUT -s 192.0.2.{number}/32 -j DROP" for number in range(9)]
+    small.rules("legacy", "ipv4", re.sub("-A .* --state .*|COMMIT", "", SMALL) + "\n".join((*theirs, "COMMIT\n")))
     found = revert(small)
+    told = "; ".join(f"-t filter {rule}" for rule in theirs[:8])
     assert found.notes == (
-        "live rules, iptables-legacy ipv4 were changed since; the rules from before apply are loaded again",
+        "live rules, iptables-legacy ipv4 are not as apply left them; the rules from before are loaded again, "
+        f"and these are gone: {told}; and 1 more",
     )
     assert (found.problems, small.snapshot()) == ((), before)
 
