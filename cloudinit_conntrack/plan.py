@@ -13,6 +13,7 @@ from .config import Desired
 from .planning.boot import around_initramfs, every_boot
 from .planning.draft import Draft, Plan
 from .planning.flows import flows_left, rewrite_policy
+from .planning.frontends import without_their_rules
 from .planning.haproxy import with_haproxy
 from .planning.modules import BLOCK_FILE, blocking, entries, plan_module_list, unloading
 from .planning.native import plan_native
@@ -71,6 +72,7 @@ def _plan_mode(desired: Desired, state: State) -> Plan:
     if desired.mode == "notrack":
         actions = block + draft.files + draft.rules + leftovers
     actions += every_boot(draft, bool(actions))
+    draft.blockers = without_their_rules(draft.blockers)
     if draft.blockers:  # nothing is done, so nothing is widened
         return Plan(desired.mode, (), tuple(draft.blockers), (), tuple(draft.findings), flows_left(draft))
     return Plan(desired.mode, tuple(actions), (), tuple(draft.widenings), tuple(draft.findings),

@@ -7,6 +7,7 @@ programs here compile rules that always match states, and would put them back at
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..state import State
@@ -56,6 +57,7 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
 # Services that load saved rules and write none: the files are rewritten, and any mode holds.
 _LOADERS = (("iptables-services", ("iptables.service", "ip6tables.service")),
             ("netfilter-persistent", ("netfilter-persistent.service",)), ("nftables", ("nftables.service",)))
+_FIREWALLDS = re.compile(r"\btable (inet|ip|ip6) firewalld\b")
 MODES = ("notrack", "stateless", "unload")
 
 
@@ -97,6 +99,16 @@ def plan_front_ends(draft: Draft) -> None:
             draft.blockers.append(Item(f"frontend:{program.name}", where, program.does, remedy))
     if draft.desired.mode == "unload" and units.starts("iptables.service", "ip6tables.service"):
         _say_how_to_reload(draft)
+
+
+def without_their_rules(blockers: list[Item]) -> list[Item]:
+    """*blockers* without those of firewalld's own native table, where firewalld blocks as a whole.
+
+    They go with it; their remedies would send people into a table that it writes anew.
+    """
+    if not any(blocker.id == "frontend:firewalld" for blocker in blockers):
+        return blockers
+    return [blocker for blocker in blockers if not _FIREWALLDS.search(blocker.where)]
 
 
 def _say_how_to_reload(draft: Draft) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from fakehost import FakeHost, fake_host
-from surrounded import ABSENT, LOADED, Surrounded, ids
+from surrounded import ABSENT, LOADED, SECTIONS, Surrounded, ids
+from test_host_native import listed
 
 from cloudinit_conntrack import report
+from cloudinit_conntrack.config import desired_from_text
+from cloudinit_conntrack.plan import make_plan
 from cloudinit_conntrack.planning.frontends import FRONT_ENDS, found_front_ends
 from cloudinit_conntrack.planning.needs import ROWS
-from cloudinit_conntrack.state import Kernel
+from cloudinit_conntrack.state import Kernel, NativeRules
 from cloudinit_conntrack.status import make_status
 
 __all__ = ["fake_host"]
@@ -156,6 +160,34 @@ def test_a_front_end_blocks_every_mode(fake_host: FakeHost, program: object, mod
     assert blocker.id == f"frontend:{found.name}" and blocker.where == found.units[0]
     wanted = found.bypass_remedy if mode == "notrack" else f"systemctl disable --now {found.units[0]}"
     assert wanted in blocker.remedy
+
+
+OF_FIREWALLD = """\
+table inet firewalld {
+	chain filter_INPUT {
+		type filter hook input priority 10; policy accept;
+		ct state established,related accept
+	}
+	chain nat_POST {
+		type nat hook postrouting priority 110; policy accept;
+		oifname "eth0" masquerade
+	}
+}
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_firewalld_blocks_once_and_not_for_each_of_its_rules(fake_host: FakeHost, mode: str) -> None:
+    here = Surrounded(fake_host)
+    state = replace(here.state(LOADED), native=NativeRules(listed(OF_FIREWALLD), OF_FIREWALLD))
+    desired = desired_from_text(SECTIONS[mode].encode(), "test")
+    alone = make_plan(desired, state).blockers  # it was left behind: nobody writes it anew, and it says what is in it
+    assert mode == "notrack" or any("table inet firewalld" in blocker.where for blocker in alone), alone
+    here.enable("firewalld.service")
+    state = replace(state, surroundings=here.state().surroundings)
+    assert ids(make_plan(desired, state).blockers) == {"frontend:firewalld"}
+    foreign = replace(state, native=NativeRules(listed(OF_FIREWALLD.replace("firewalld", "theirs")), ""))
+    assert mode == "notrack" or len(make_plan(desired, foreign).blockers) > 1
 
 
 def test_a_masked_front_end_does_not(fake_host: FakeHost) -> None:
