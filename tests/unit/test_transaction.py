@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -372,6 +373,44 @@ def test_only_one_at_a_time(small: LiveHost) -> None:
 
     assert apply(small, progress=second).outcome == "done"
     assert len(said) == 2 * 6
+
+
+class Killed(BaseException):
+    """Nothing runs any more."""
+
+
+@pytest.mark.parametrize("removals", range(6))
+def test_a_revert_killed_at_its_end_brings_no_older_section_back(
+    small: LiveHost, removals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The section of the first apply waits in what is kept of the second, unconfirmed one."""
+    before = small.snapshot()
+    apply(small, "stateless")
+    section = {"mode": "unload"}
+    monkeypatch.setattr(transaction.pending, "watch", lambda: None)
+    transaction.apply(desired_from_section(section), section, small.root, True, quiet, 1000.0)
+    remove, told = Root.remove, []
+
+    def killed(root: Root, path: str) -> None:
+        if path.startswith(STATE):
+            told.append(path)
+            if len(told) > removals:
+                raise Killed
+        remove(root, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Root, "remove", killed)
+        with suppress(Killed):
+            revert(small)
+    assert len(told) == min(removals + 1, 4)
+    left = kept(small)
+    assert left == (section if removals < 2 else None)
+    with suppress(ConntrackError):  # it may still be confirmed
+        transaction.settle(small.root, quiet)
+    # Before it has forgotten anything the first section holds again, as if only the unconfirmed one were undone.
+    assert kept(small) == (left if removals else {"mode": "stateless"})
+    found = revert(small)
+    assert (found.problems, kept(small), small.snapshot()) == ((), None, before)
 
 
 # --- failures --------------------------------------------------------------------------
