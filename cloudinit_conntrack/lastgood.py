@@ -48,18 +48,18 @@ class AtBoot:
     problem: str = ""
 
 
-def settle(root: Root, verified: bool) -> tuple[Item, ...]:
+def settle(root: Root, verified: bool) -> tuple[tuple[Item, ...], bool]:
     """After an apply, under the block: keep what loads, and stand in for what does not.
 
     *verified*: the host is as desired, so what loads is worth keeping.  Gives an item for each
-    saved file that does not load.  Loads rules in namespaces of their own, so what modules
-    that needs goes again; loads kept rules where theirs are missing.
+    saved file that does not load, and whether kept rules were loaded, because theirs were missing.
+    Loads rules in namespaces of their own, too, so what modules that needs goes again.
     """
     if root.read_bytes(BLOCK_PATH) is None:
         goodrules.forget(root)
-        return ()
+        return (), False
     before = tuple(module.name for module in modules.all_loaded(root))
-    refused = []
+    refused, changed = [], False
     for file in _at_boot(root):
         good = goodrules.read(file.path, root)
         if good is not None and good.digest == digest(file.text):
@@ -67,13 +67,15 @@ def settle(root: Root, verified: bool) -> tuple[Item, ...]:
         try:
             found = _seen_to_load(file)
         except ConntrackError as error:
-            refused.append(Refused(file.path, digest(file.text), _stood_in(file, good, error.what, root)))
+            told, loaded = _stood_in(file, good, error.what, root)
+            refused.append(Refused(file.path, digest(file.text), told))
+            changed = changed or loaded
             continue
         if verified:
             goodrules.keep(file.path, found, root)
     goodrules.note(refused, root)
     modules.unload_strays(before, None, root)
-    return tuple(_item(one) for one in refused)
+    return tuple(_item(one) for one in refused), changed
 
 
 def standing(root: Root) -> tuple[Item, ...]:
@@ -130,22 +132,22 @@ def _seen_to_load(file: AtBoot) -> Good:
 # --- standing in ---------------------------------------------------------------------------
 
 
-def _stood_in(file: AtBoot, good: Good | None, problem: str, root: Root) -> str:
-    """Load *good* where its rules are missing; gives the sentence that says what is so."""
+def _stood_in(file: AtBoot, good: Good | None, problem: str, root: Root) -> tuple[str, bool]:
+    """Load *good* where its rules are missing; gives the sentence that says what is so, and whether it loaded them."""
     told = f"this saved file does not load at boot ({problem})"
     if good is None:
-        return f"{told}, and no version of it that did is kept"
+        return f"{told}, and no version of it that did is kept", False
     try:
         missing = _missing_native(good) if file.family == _NATIVE else _missing(file.family, good, root)
         if not missing:
-            return f"{told}; the rules that are live stay, and the next boot would load its last good ones"
+            return f"{told}; the rules that are live stay, and the next boot would load its last good ones", False
         if file.family == _NATIVE:
             nft.load_text(missing)
         else:
             rules.restore(rules.default_backend(file.family), file.family, missing)
     except ConntrackError as error:
-        return f"{told}, and its last good rules could not be loaded: {error}"
-    return f"{told}: its last good rules are loaded instead"
+        return f"{told}, and its last good rules could not be loaded: {error}", False
+    return f"{told}: its last good rules are loaded instead", True
 
 
 def _missing(family: str, good: Good, root: Root) -> str:

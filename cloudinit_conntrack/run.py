@@ -61,16 +61,19 @@ def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[
     """What became of saved files that do not load under the block; with such a file, apply has failed."""
     try:
         with journalfile.alone(root):
-            refused = lastgood.settle(root, report.outcome in ("done", "nothing-to-do"))
+            refused, changed = lastgood.settle(root, report.outcome in ("done", "nothing-to-do"))
     except ConntrackError as failed:
         return _with_notes(report, (f"whether each saved file loads at boot is not known: {failed}",)), error
     if not refused:
         return report, error
     told = "; ".join(f"{item.where}: {item.reason}" for item in refused)
     report = replace(report, findings=report.findings + refused)
-    if report.outcome == "blocked":
+    if report.outcome == "blocked" and not changed:
         return replace(report, message=told), error
-    if error is None:
+    if error is None and report.blockers:  # 'blocked' says that nothing was changed
+        first = report.blockers[0]
+        error = HostError(told, "apply", f"blocked too: {first.where}: {first.reason}; {refused[0].remedy}")
+    elif error is None:
         error = HostError(refused[0].reason, refused[0].where, refused[0].remedy)
     else:
         error.remedy = "; ".join(filter(None, (error.remedy, told)))

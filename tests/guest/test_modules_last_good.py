@@ -101,8 +101,8 @@ def test_without_us_the_host_would_be_open(legacy: tuple[Story, Story]) -> None:
 
 def test_the_boot_loads_the_last_good_rules_and_fails_loudly(legacy: tuple[Story, Story]) -> None:
     first, second = legacy
-    said = second.answer("boot", 3)
-    assert said["outcome"] == "blocked"
+    said = second.answer("boot", 1)  # rules were loaded: this is not 'blocked, nothing changed'
+    assert said["outcome"] == "failed" and len(said["blockers"]) == 2
     for path in SAVED:
         assert f"{path}: this saved file does not load at boot" in said["message"]
     assert said["message"].count("its last good rules are loaded instead") == 2
@@ -190,7 +190,7 @@ def test_native_rules_and_those_of_iptables_nft_stand_in_too(boots: tuple[QuickR
     assert answer(first, "apply", 0)["outcome"] == "done"
     assert not second.steps["servicenft"].ok and not second.steps["service4"].ok and second.steps["service6"].ok
     assert not second.steps["open,native"].ok and "-A INPUT" not in of_family(second, "open", "iptables nft")
-    said = answer(second, "boot", 3)
+    said = answer(second, "boot", 1)
     assert said["message"].count("its last good rules are loaded instead") == 2, said
     for path in ("/etc/nftables.conf", "/etc/iptables/rules.v4"):
         assert f"{path}: this saved file does not load at boot" in said["message"]

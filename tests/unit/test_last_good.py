@@ -77,12 +77,17 @@ def test_the_first_apply_keeps_each_file_that_boots_load(host: LiveHost) -> None
 def test_what_is_missing_is_loaded_and_nothing_else(host: LiveHost, loaded: str) -> None:
     """A restore stops at the table that it cannot load: those before it are there."""
     reboot(host, LIMITED, loaded)
-    with pytest.raises(ConntrackError, match=r"blocked: .*its last good rules are loaded instead") as caught:
+    said = r"its last good rules are loaded instead.*; blocked too: .*connlimit"
+    with pytest.raises(ConntrackError, match=said) as caught:
         apply(host)
-    assert "connlimit" in caught.value.what
+    assert caught.value.exit_code == 1
     assert ":INPUT DROP" in host.live("legacy", "ipv4") and "--dport 22" in host.live("legacy", "ipv4")
     assert host.live("legacy", "ipv4").count("--set-mark") == 1
     assert host.read(FILE) == LIMITED and kept(host) == GOOD
+    report = json.loads(host.read(journalfile.RESULT))
+    assert report["outcome"] == "failed" and "connlimit" in report["blockers"][0]["reason"]
+    with pytest.raises(ConntrackError, match=r"^.*blocked: .*the rules that are live stay"):
+        apply(host)  # from here on nothing is changed any more
     assert json.loads(host.read(journalfile.RESULT))["outcome"] == "blocked"
 
 
@@ -149,7 +154,7 @@ def test_revert_forgets_them(host: LiveHost) -> None:
 
 def test_without_the_block_nothing_is_kept(host: LiveHost) -> None:
     (host.tree / kmod.BLOCK_PATH.lstrip("/")).unlink()
-    assert lastgood.settle(host.root, True) == ()
+    assert lastgood.settle(host.root, True) == ((), False)
     assert kept(host) == ""
 
 
