@@ -156,7 +156,9 @@ def _unpack(work: Path, disk: Path | None, console: str) -> Path:
             if disk and members:
                 with tarfile.open(disk, "w", format=tarfile.PAX_FORMAT) as kept:
                     for member in (m for m in members if m.name.startswith("disk")):
-                        member.mtime = int(member.mtime)  # busybox reads the field that is rounded otherwise
+                        # busybox reads the field that is rounded otherwise, here or when it is packed again.
+                        member.mtime = int(member.mtime)
+                        member.pax_headers.pop("mtime", None)
                         kept.addfile(member, results.extractfile(member) if member.isreg() else None)
     except tarfile.TarError as error:
         raise GuestError(f"the QEMU guest left no results ({error}); its console ends:\n{console[-3000:]}") from None

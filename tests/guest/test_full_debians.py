@@ -85,6 +85,18 @@ def in_order(rules: list[str]) -> list[str]:
     return sorted(re.sub(r"\{ (.*?) \}", elements, row) for row in rules)
 
 
+def alike(told: Told, rules: list[str]) -> list[str]:
+    """*rules* in order, without what ufw writes otherwise than apply left it live.
+
+    apply has what keeps fragments whole in a table of its own, ufw's files in a chain of ufw's; and a policy that
+    ufw's files do not track any more has two rules less that accept what goes out.
+    """
+    if told.suite != "trixie":
+        return in_order(rules)
+    otherwise = ("stateless-reassembly", "-track-output -p ")
+    return sorted(row for row in rules if row.startswith("-A ") and not any(word in row for word in otherwise))
+
+
 def filled(rules: list[str]) -> list[str]:
     """*rules* without empty iptables tables: one that a boot loaded cannot be deleted where there is no nft."""
     text = "\n".join(rules)
@@ -225,7 +237,7 @@ def test_the_saved_firewall_is_loaded_and_serves(stateless: tuple[Told, str]) ->
     assert not told.step("second,failed", boot).stdout.strip()
     assert told.rules("second", boot) and not any(map(is_stateful, told.rules("second", boot)))
     assert in_order(told.rules("early", boot)) == in_order(told.rules("second", boot))
-    assert in_order(told.rules("second", boot)) == in_order(told.rules("first", "first"))
+    assert alike(told, told.rules("second", boot)) == alike(told, told.rules("first", "first"))
     assert_serving(told, "second", boot)
 
 
