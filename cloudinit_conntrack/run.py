@@ -62,8 +62,9 @@ def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[
     try:
         with journalfile.alone(root):
             refused, changed = lastgood.settle(root, report.outcome in ("done", "nothing-to-do"))
-    except ConntrackError as failed:
-        return _with_notes(report, (f"whether each saved file loads at boot is not known: {failed}",)), error
+    except (ConntrackError, MemoryError) as failed:
+        told = words_of(failed)
+        return _with_notes(report, (f"whether each saved file loads at boot is not known: {told}",)), error
     if not refused:
         return report, error
     told = "; ".join(f"{item.where}: {item.reason}" for item in refused)

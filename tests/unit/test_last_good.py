@@ -174,3 +174,13 @@ def test_a_mended_file_is_loaded_where_a_table_of_it_is_missing(live: str, table
     actions: Any = make_plan(desired_from_section({"mode": "unload"}), state).actions
     loads = [action for action in actions if isinstance(action, LoadRules)]
     assert [line for action in loads for line in action.after.splitlines() if line[0] == "*"] == tables
+
+
+def test_to_look_when_the_memory_has_run_out_fails_no_apply(host: LiveHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done by then."""
+
+    def settle(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(lastgood, "settle", settle)
+    assert any("whether each saved file loads at boot is not known: out of memory" in line for line in apply(host))
