@@ -43,7 +43,7 @@ def test_who_is_silent_is_asked_once_more(asked: list[set[int]]) -> None:
 
 @pytest.mark.parametrize("asked", [[(SSH6,), (SSH, SSH6)]], indirect=True)
 def test_who_stays_silent_undoes_everything(asked: list[set[int]]) -> None:
-    with pytest.raises(HostError, match=r"10\.0\.0\.1 port 80 took a fresh TCP connection from outside before") as caught:
+    with pytest.raises(HostError, match=r"10\.0\.0\.1 port 80 took a fresh TCP connection") as caught:
         verify._still_reached(BEFORE, HOST)
     assert "port 22" not in caught.value.what and caught.value.where == "guard"
     assert asked == [{22, 80}, {22, 80}]
