@@ -155,7 +155,7 @@ class Host:
     def look(self, base: Path | None = None) -> State:
         """The host as it is; *base* where something is mounted over its files."""
         rules = {f"{b} {f}": self.net.save_rules(b, f) for b in BACKENDS for f in FAMILIES}
-        rules = {key: applying.uncounted(text) for key, text in rules.items()}
+        rules = {key: _in_order(applying.uncounted(text)) for key, text in rules.items()}
         made = {(b, f): rules[f"{b} {f}"] for b in BACKENDS for f in FAMILIES}
         rules = {f"{b} {f}": text for (b, f), text in without_made_tables(made, {k: "" for k in made}).items()}
         listed = self.net.run("nft", "-s", "list", "ruleset").stdout
@@ -252,6 +252,11 @@ def host(case: Case, place: Path) -> Iterator[Host]:
         yield made
     finally:
         made.close()
+
+
+def _in_order(saved: str) -> str:
+    """*saved* with its tables by name: iptables-legacy-save lists first what was first asked for last."""
+    return "".join(sorted(re.findall(r"(?ms)^\*.*?^COMMIT\n", saved)))
 
 
 def _empty(place: Path) -> None:
