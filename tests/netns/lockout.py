@@ -246,19 +246,25 @@ def campaign(backend: str, files: Path) -> Iterator[Campaign]:
 
 
 def main(count: int, first: int = 0) -> int:
-    """Try *count* rule-sets, the two back ends in turn; prints the counts, and every lockout."""
+    """Try *count* rule-sets, half on each back end; prints the counts (interrupted, too), and every lockout."""
     told: Counter[str] = Counter()
     began = time.monotonic()
-    for backend in BACKENDS:
-        with tempfile.TemporaryDirectory(prefix="lockout-") as name, campaign(backend, Path(name)) as made:
-            for number in range(first + BACKENDS.index(backend), first + count, len(BACKENDS)):
-                try:
-                    told[made.judge(case(number))] += 1
-                except AssertionError as error:
-                    told["LOCKED OUT"] += 1
-                    print(f"{error}\n", flush=True)
-    print(f"{count} rule-sets in {time.monotonic() - began:.0f} s: " + ", ".join(f"{n} {w}" for w, n in told.items()))
+    with suppress(KeyboardInterrupt):
+        for backend in BACKENDS:
+            with tempfile.TemporaryDirectory(prefix="lockout-") as name, campaign(backend, Path(name)) as made:
+                for number in range(first + BACKENDS.index(backend), first + count, len(BACKENDS)):
+                    _count(made, number, told)
+    tried, what = sum(told.values()), ", ".join(f"{n} {w}" for w, n in told.items())
+    print(f"{tried} of {count} rule-sets in {time.monotonic() - began:.0f} s: {what}")
     return 1 if told["LOCKED OUT"] else 0
+
+
+def _count(made: Campaign, number: int, told: Counter[str]) -> None:
+    try:
+        told[made.judge(case(number))] += 1
+    except AssertionError as error:
+        told["LOCKED OUT"] += 1
+        print(f"{error}\n", flush=True)
 
 
 if __name__ == "__main__":
