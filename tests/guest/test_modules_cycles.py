@@ -27,7 +27,7 @@ for number in range({TIMES}):
     own = int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
     kernel = int(re.search(r"SUnreclaim:\\s+(\\d+)", open("/proc/meminfo").read())[1])
     files = len(os.listdir("/proc/self/fd"))
-    print(f"memory {{own}} {{kernel}} {{len(gc.get_objects())}} {{files}} {{len(os.listdir('/tmp'))}}", file=sys.stderr)
+    print(f"memory {{own}} {{kernel}} {{len(gc.get_objects())}} {{files}} {{len(os.listdir('/root/tmp'))}}", file=sys.stderr)
 """
 
 # New connections over both families, one after the other; says how many there were and how many failed.
@@ -48,7 +48,7 @@ print(made, "made,", failed, "failed")
 """
 
 SCRIPT = f"""
-mount -t tmpfs tmpfs /tmp # what is there else is this machine's
+mkdir /root/tmp; export TMPDIR=/root/tmp # /tmp is this machine's
 load
 outside_up
 /usr/bin/python3 /root/server.py 22 >/root/listening &
