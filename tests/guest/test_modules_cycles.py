@@ -27,7 +27,8 @@ for number in range({TIMES}):
     own = int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1])
     kernel = int(re.search(r"SUnreclaim:\\s+(\\d+)", open("/proc/meminfo").read())[1])
     files = len(os.listdir("/proc/self/fd"))
-    print(f"memory {{own}} {{kernel}} {{len(gc.get_objects())}} {{files}} {{len(os.listdir('/root/tmp'))}}", file=sys.stderr)
+    left = len(os.listdir("/root/tmp"))
+    print(f"memory {{own}} {{kernel}} {{len(gc.get_objects())}} {{files}} {{left}}", file=sys.stderr)
 """
 
 # New connections over both families, one after the other; says how many there were and how many failed.
