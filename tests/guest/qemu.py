@@ -158,7 +158,7 @@ def _unpack(work: Path, disk: Path | None, console: str) -> Path:
                     for member in (m for m in members if m.name.startswith("disk")):
                         # busybox reads the field that is rounded otherwise, here or when it is packed again.
                         member.mtime = int(member.mtime)
-                        member.pax_headers.pop("mtime", None)
+                        member.pax_headers = {k: v for k, v in member.pax_headers.items() if k != "mtime"}
                         kept.addfile(member, results.extractfile(member) if member.isreg() else None)
     except tarfile.TarError as error:
         raise GuestError(f"the QEMU guest left no results ({error}); its console ends:\n{console[-3000:]}") from None

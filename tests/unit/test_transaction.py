@@ -23,7 +23,7 @@ from cloudinit_conntrack import journal, transaction
 from cloudinit_conntrack.actions import WriteFile
 from cloudinit_conntrack.config import desired_from_section
 from cloudinit_conntrack.errors import ConntrackError, HostError, JournalError, RollbackError
-from cloudinit_conntrack.host import journalfile
+from cloudinit_conntrack.host import journalfile, pending
 from cloudinit_conntrack.host.root import Root
 from cloudinit_conntrack.kmod import modprobe_conf
 from cloudinit_conntrack.transaction import Applied, Reverted
@@ -387,7 +387,7 @@ def test_a_revert_killed_at_its_end_brings_no_older_section_back(
     before = small.snapshot()
     apply(small, "stateless")
     section = {"mode": "unload"}
-    monkeypatch.setattr(transaction.pending, "watch", lambda: None)
+    monkeypatch.setattr(pending, "watch", lambda: None)
     transaction.apply(desired_from_section(section), section, small.root, True, quiet, 1000.0)
     remove, told = Root.remove, []
 
