@@ -30,6 +30,7 @@ from .host import entries, modules, observe, process, rules
 from .host.entries import Entry
 from .host.root import Root
 from .netfilter.iptables import parse_ruleset
+from .netfilter.ruleset import Rule
 from .netfilter.tables import without_tables
 from .state import FileImage
 
@@ -181,10 +182,13 @@ def _rules(text: str) -> list[tuple[str, str, str]]:
     for line in parse_ruleset(text, "", "live rules").lines:
         if line.kind == "rule":
             rule = line.rule
-            options = sorted((o.name, o.negated, o.args) for o in rule.options)
             words = rule.text.removeprefix(rule.counters).strip()
-            found.append((line.table, repr((line.table, rule.chain, options)), words))
+            found.append((line.table, repr((line.table, rule.chain, _options(rule))), words))
     return found
+
+
+def _options(rule: Rule) -> list[tuple[str, bool, tuple[str, ...]]]:
+    return sorted((o.name, o.negated, o.args) for o in rule.options)
 
 
 def _few(said: tuple[str, ...]) -> str:
@@ -212,8 +216,7 @@ def _tables(text: str) -> dict[str, dict[str, list[object]]]:
         elif line.kind == "chain":
             found[line.table][line.chain] = [line.text.split()[1]]
         elif line.kind == "rule":
-            options = sorted((o.name, o.negated, o.args) for o in line.rule.options)
-            found[line.table].setdefault(line.chain, []).append(options)
+            found[line.table].setdefault(line.chain, []).append(_options(line.rule))
     return found
 
 

@@ -41,6 +41,15 @@ RULES4 = RULES.format(icmp="icmp", prohibited="icmp-host-prohibited")
 RULES6 = RULES.format(icmp="ipv6-icmp", prohibited="icmp6-adm-prohibited")
 SAVED = {"/etc/sysconfig/iptables": RULES4, "/etc/sysconfig/ip6tables": RULES6}
 
+WEB = "-A INPUT -p tcp -m state --state NEW -m tcp --dport 80 -j ACCEPT\n"
+SHUT = "-A INPUT -j REJECT"
+
+
+def with_web(rules: str) -> str:
+    """*rules* with port 80 open to new connections."""
+    return rules.replace(SHUT, WEB + SHUT, 1)
+
+
 # Answers whoever connects to one of the ports with a word, on both families.
 SERVER = """\
 import selectors, socket, sys

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .balancer import RULES
+from .balancer import RULES, with_web
 from .debians import Debian, bake, boot
 from .outside import Outside
 from .seed_case import without_counters
@@ -31,8 +31,6 @@ FROM_USER_DATA = {**META, f"{SEED}/user-data": f"#cloud-config\n{SECTION}"}
 KEPT = "/etc/cloud/cloud.cfg.d/95_conntrack.cfg"
 FROM_CONFIG = {**META, f"{SEED}/user-data": "#cloud-config\n{}\n", KEPT: SECTION}
 
-WEB = "-A INPUT -p tcp -m state --state NEW -m tcp --dport 80 -j ACCEPT\n"
-SHUT = "-A INPUT -j REJECT"
 NFT = """\
 #!/usr/sbin/nft -f
 
@@ -68,7 +66,7 @@ NFTABLES = "nft -s list ruleset"
 
 
 def iptables_rules(icmp: str, prohibited: str) -> str:
-    return RULES.format(icmp=icmp, prohibited=prohibited).replace(SHUT, WEB + SHUT, 1)
+    return with_web(RULES.format(icmp=icmp, prohibited=prohibited))
 
 
 BULLSEYE = Debian("bullseye", IPTABLES, {

@@ -6,15 +6,14 @@ import pytest
 
 from tests.netns.many import ECHO, configuration
 
-from .balancer import RULES4, RULES6, Story, assert_same, assert_unloaded, run_balancer
+from .balancer import RULES4, RULES6, Story, assert_same, assert_unloaded, run_balancer, with_web
 from .later import Later
 
 EACH = 5000  # connections of one family
 ALL = 2 * EACH
-WEB = "-A INPUT -p tcp -m state --state NEW -m tcp --dport 80 -j ACCEPT\n-A INPUT -j REJECT"
 FILES = {
-    "/etc/sysconfig/iptables": RULES4.replace("-A INPUT -j REJECT", WEB),
-    "/etc/sysconfig/ip6tables": RULES6.replace("-A INPUT -j REJECT", WEB),
+    "/etc/sysconfig/iptables": with_web(RULES4),
+    "/etc/sysconfig/ip6tables": with_web(RULES6),
     "/root/echo.py": ECHO,
     "/root/ipv4.cfg": configuration("ipv4", "10.9.0.2", EACH),
     "/root/ipv6.cfg": configuration("ipv6", "fd09::2", EACH),
