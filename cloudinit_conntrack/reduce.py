@@ -40,7 +40,7 @@ def _drop_docstring(node: ast.FunctionDef | ast.ClassDef) -> None:
 
 
 def reduced(sources: Iterable[str]) -> str:
-    """*sources*, each importing from those before it, as one program without its ``CONFIG``.
+    """*sources*, each importing from those before it, as one program that ends in ``main()``, without its ``CONFIG``.
 
     They may name each other's values only by ``from .file import value``, and no name twice for two things.
     """
@@ -52,9 +52,14 @@ def reduced(sources: Iterable[str]) -> str:
                 imports.update((alias.name, None) for alias in node.names)
             elif not isinstance(node, (ast.ImportFrom, ast.Expr)):
                 body.append(node)
+    given = [name for part in body for name in _defined(part)]
+    twice = {name for name in given if given.count(name) > 1}
+    if twice:  # one would take the other's place
+        raise ValueError(f"given twice: {', '.join(sorted(twice))}")
+    body += ast.parse("sys.exit(main())").body
     used = {node.id for part in body for node in ast.walk(part) if isinstance(node, ast.Name)
             and isinstance(node.ctx, ast.Load)}
-    body = [part for part in body if not set(_defined(part)) - {CONFIG} <= _unused(part, used)]
+    body = [part for part in body if not _defined(part) or set(_defined(part)) - _unused(part, used)]
     head = ast.Import([ast.alias(name) for name in sorted(imports) if name in used])
     tree = ast.fix_missing_locations(ast.Module([head, *body], []))
     return re.sub(r"(?m)^(    )+", lambda found: " " * (len(found[0]) // 4), ast.unparse(tree)) + "\n"
@@ -68,4 +73,4 @@ def _defined(part: ast.stmt) -> list[str]:
 
 
 def _unused(part: ast.stmt, used: set[str]) -> set[str]:
-    return {name for name in _defined(part) if name not in used}
+    return {name for name in _defined(part) if name not in used or name == CONFIG}

@@ -28,15 +28,15 @@ from .errors import ConfigError, ConntrackError
 from .planning.frontends import FRONT_ENDS
 from .planning.needs import ROWS, always, docker_writes
 from .planning.ufw import UNITS
-from .reduce import reduced
+from .reduce import CONFIG, reduced
 
 MOST_BYTES = 16_384  # of Amazon EC2, before its own base64; the smallest of any cloud
 FILES = ("door.py", "rules.py", "program.py")  # of carried/, each importing from those before it
 _FIRST = "#cloud-boothook\n"
 _HEAD = "#!/usr/bin/python3\n# cloudinit-conntrack {version}: written by 'cloudinit-conntrack userdata'; "\
         "'userdata --check FILE' says what is in it.\n"
-_CALL = "import base64,bz2\nCONFIG={config!r}\nexec(bz2.decompress(base64.b85decode(\n'{program}')))\n"
-_FORM = re.compile(r"# cloudinit-conntrack (\S+): [^\n]*\n[^\n]*\nCONFIG=([^\n]*)\nexec\([^\n]*\n'([^'\n]*)'")
+_CALL = "import base64,bz2\nexec(bz2.decompress(base64.b85decode(\n'{program}')))\n"
+_FORM = re.compile(r"# cloudinit-conntrack (\S+): [^\n]*\n[^\n]*\nexec\([^\n]*\n'([^'\n]*)'")
 # cloud-init's kinds of user-data, by how they begin (cloudinit/handlers/__init__.py, INCLUSION_TYPES_MAP).
 KINDS = (
     ("#cloud-config-archive", "cloud-config-archive"), ("#cloud-config-jsonp", "cloud-config-jsonp"),
@@ -68,9 +68,10 @@ def make_userdata(desired: Desired, section: object, sources: Mapping[str, str],
     a *merge* that is no user-data; ConntrackError where it comes out larger than :data:`MOST_BYTES`.
     """
     _refuse_left_out(desired)
-    program = reduced(sources[name] for name in FILES) + "sys.exit(main())\n"
+    config = f"{CONFIG}={config_of(desired, section)!r}\n"
+    program = config + reduced(sources[name] for name in FILES)
     packed = base64.b85encode(bz2.compress(program.encode())).decode("ascii")
-    ours = _HEAD.format(version=__version__) + _CALL.format(config=config_of(desired, section), program=packed)
+    ours = _HEAD.format(version=__version__) + _CALL.format(program=packed)
     whole = _merged(ours, merge, merge_name) if merge else (_FIRST + ours).encode()
     if compress:
         whole = gzip.compress(whole, 9, mtime=0)
@@ -215,11 +216,11 @@ def carried(content: bytes, name: str) -> Carried:
     if ours is None:
         raise ConfigError("does not carry cloudinit-conntrack", name, "make one with 'cloudinit-conntrack userdata -c'")
     try:
-        config = ast.literal_eval(ours[2])
         unpacker = bz2.BZ2Decompressor()
-        program = unpacker.decompress(base64.b85decode(ours[3]), MOST_BYTES * 16).decode()
+        program = unpacker.decompress(base64.b85decode(ours[2]), MOST_BYTES * 16).decode()
         whole = unpacker.eof
         ast.parse(program)
+        config = ast.literal_eval(program.partition("\n")[0].partition("=")[2])
         found = Carried(ours[1], str(config["mode"]), config["section"], program, tuple(others), len(content),
                         content[:2] == b"\x1f\x8b")
     except (ValueError, SyntaxError, LookupError, TypeError, OSError, EOFError, MemoryError, RecursionError):

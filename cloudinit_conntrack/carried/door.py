@@ -296,6 +296,4 @@ def undo_entry(entry: Action) -> list[str]:
         raise Failed(f"undoing failed in part: {'; '.join(problems)}: mend it and run '{NAME} revert'")
     unload_strays(entry["modules"])
     record("undone", entry["number"])
-    if not entries():
-        put(JOURNAL, None)
     return [n for n in notes if n]

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from .door import (
+    JOURNAL,
     NAME,
     STATE,
     Action,
@@ -41,6 +42,7 @@ SAVED = (("/etc/sysconfig/iptables", "ipv4"), ("/etc/sysconfig/ip6tables", "ipv6
 NATIVE = re.compile(r'"(ct|ct \w+|masquerade|[sd]nat|redirect|flow|synproxy)"|"type": ?"nat"')
 NATIVE_WORD = re.compile(r"^[^#]*\b(ct|masquerade|[sd]nat|redirect|flowtable|synproxy)\b", re.MULTILINE)
 PROC = "/proc/net/nf_conntrack"
+WIDER = "accepted without a connection now: TCP segments with ACK or RST set, echo replies, ICMP errors, UDP replies"
 
 
 class Plan:
@@ -153,7 +155,8 @@ def changed(plan: Plan, config: dict[str, Any], text: str, family: str) -> str:
     if plan.mode == "notrack":
         return bypassed(text, family, config)
     first, last = (read("/proc/sys/net/ipv4/ip_local_port_range").split() or ["32768", "60999"])[:2]
-    return stateless(text, family, config, f"{first}:{last}")
+    whole = builtin("xt_socket") or "/xt_socket.ko" in read(f"/lib/modules/{os.uname().release}/modules.dep")
+    return stateless(text, family, config, f"{first}:{last}", whole)
 
 
 def plan_saved(plan: Plan, config: dict[str, Any], path: str, family: str) -> None:
@@ -310,6 +313,8 @@ def apply(config: dict[str, Any]) -> int:
     for entry in entries():
         if not entry["closed"] or entry["undoing"]:
             undo_entry(entry)
+    if not entries():
+        put(JOURNAL, None)
     before = list(modules())
     plan = make_plan(config)
     if plan.blockers:
@@ -330,6 +335,8 @@ def apply(config: dict[str, Any]) -> int:
         record("commit", number, loaded=list(modules()))
     except BaseException as error:
         undo_entry(next(e for e in entries() if e["number"] == number))
+        if not entries():
+            put(JOURNAL, None)
         if not isinstance(error, Exception):
             raise
         return report(plan, "failed", 1, f"{error}; rolled back")
@@ -355,6 +362,7 @@ def revert(config: dict[str, Any]) -> int:
     """Undo every apply, newest first."""
     plan = Plan(config["mode"])
     notes = [note for entry in reversed(entries()) for note in undo_entry(entry)]
+    put(JOURNAL, None)
     notes.append(f"user-data applies it again at the next boot, unless {STATE}/off is there")
     return report(plan, "reverted", 0, "; ".join(notes))
 
@@ -363,9 +371,10 @@ def report(plan: Plan, outcome: str, code: int, message: str = "") -> int:
     """Say what was done, for a person and in /run; gives *code*."""
     lists = [[{"id": str(n), "where": a.get("path") or a.get("name") or f"live {a.get('backend')} {a.get('family')}",
                "reason": a["reason"]} for n, a in enumerate(plan.actions)],
-             [{"id": str(n), "where": "host", "reason": why} for n, why in enumerate(plan.blockers)]]
+             [{"id": str(n), "where": "host", "reason": why} for n, why in enumerate(plan.blockers)],
+             [{"id": "0", "where": "rules", "reason": WIDER}] if plan.rules + plan.files and not plan.blockers else []]
     found = {"schema": 1, "mode": plan.mode, "outcome": outcome, "actions": lists[0], "blockers": lists[1],
-             "widenings": [], "findings": [], "message": message}
+             "widenings": lists[2], "findings": [], "message": message}
     print(f"{NAME}: {outcome}  mode {plan.mode}")
     for item in (message, *(f"{i['where']}: {i['reason']}" for items in lists for i in items)):
         print(f"  {item}" if item else "", end="\n" if item else "")

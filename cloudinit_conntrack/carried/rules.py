@@ -12,7 +12,7 @@ from typing import Any
 
 TAG = "cloudinit-conntrack"
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED")
-STATE = re.compile(r" -m (?:state|conntrack)( !)? --(?:ct)?state (!? ?)([A-Z,]+)(?= )")
+ASKS = re.compile(r" -m (?:state|conntrack)( !)? --(?:ct)?state (!? ?)([A-Z,]+)(?= )")
 NEEDS = re.compile(
     r"-m (state|conntrack|connmark|connbytes|connlabel|connlimit|helper|cluster|ipvs|layer7|connrate) "
     r"|-j (CT|NOTRACK|CONNMARK|CONNSECMARK|SNAT|DNAT|MASQUERADE|REDIRECT|NETMAP|SAME|CLUSTERIP|SYNPROXY|FLOWOFFLOAD) "
@@ -25,7 +25,7 @@ TCP = (("NEW", SYN), ("ESTABLISHED", "ACK ACK"), ("ESTABLISHED", "RST,ACK RST"),
 ICMP = {"ipv4": {"NEW": (8,), "ESTABLISHED": (0,), "RELATED": (3, 11, 12), "UNTRACKED": (),
                  "more": {13: "NEW", 15: "NEW", 17: "NEW", 14: "ESTABLISHED", 16: "ESTABLISHED", 18: "ESTABLISHED"}},
         "ipv6": {"NEW": (128,), "ESTABLISHED": (129,), "RELATED": (1, 2, 3, 4),
-                 "UNTRACKED": (130, 131, 132, 133, 134, 135, 136, 137, 143), "more": {}}}
+                 "UNTRACKED": (130, 131, 132, 133, 134, 135, 136, 143), "more": {}}}
 ICMP_OPTION = {"ipv4": "icmp --icmp-type", "ipv6": "ipv6-icmp --icmpv6-type"}
 CHAINS = {"raw": "PREROUTING OUTPUT", "mangle": "PREROUTING INPUT FORWARD OUTPUT POSTROUTING"}
 WHOLE = "-A PREROUTING -i none0 -p tcp -m socket -m comment --comment stateless-reassembly -j ACCEPT"
@@ -64,10 +64,11 @@ def plain(text: str) -> str:
     return re.sub(r'"(?:[^"\\]|\\.)*"', lambda found: "_" * len(found[0]), text) + " "
 
 
-def stateless(text: str, family: str, config: dict[str, Any], local: str) -> str:
+def stateless(text: str, family: str, config: dict[str, Any], local: str, whole: bool) -> str:
     """*text* without a rule that depends on conntrack; the same text where none does.  Blocked where it cannot be.
 
-    *local* are the ports from which this host asks, such as ``32768:60999``.
+    *local* are the ports from which this host asks, such as ``32768:60999``; *whole*: the kernel has
+    ``-m socket``, which keeps fragments reassembled where rules meet them (:mod:`..netfilter.fragments`).
     """
     old = lines_of(text)
     lines = [line for line in old if not is_own(line[1])]
@@ -87,7 +88,8 @@ def stateless(text: str, family: str, config: dict[str, Any], local: str) -> str
         else:
             states = True
             result += [(table, new) for new in rewritten(line, table, family, replies)]
-    if states and family == "ipv6" and WHOLE not in text:
+    met = family == "ipv6" or re.search("-A (FORWARD|PREROUTING) ", text)
+    if states and whole and met and WHOLE not in text:
         result = with_rules(result, "mangle", [WHOLE])
     return text if result == old else joined(result)
 
@@ -116,8 +118,8 @@ def with_rules(lines: list[Line], table: str, rules: list[str]) -> list[Line]:
 
 def rewritten(line: str, table: str, family: str, replies: dict[str, list[str]]) -> list[str]:
     """The rules that stand for *line*, which asks for a state."""
-    found = STATE.search(plain(line))
-    rest = line[: found.start()] + "\0" + line[found.end() :] if found else line
+    found = ASKS.search(plain(line))
+    rest = line[: found.start()] + line[found.end() :] if found else line
     if found is None or table == "raw" or NEEDS.search(plain(rest)):
         raise Blocked(f"{line}: it asks more of a connection than its state")
     states = set(found[3].split(","))
@@ -126,20 +128,22 @@ def rewritten(line: str, table: str, family: str, replies: dict[str, list[str]])
     if found[1] or found[2].strip():
         states = set(STATES) - states
     chain = re.findall(r"-A (\S+)", rest)[0]
-    seen = replies.get(chain) or [reply for found in replies.values() for reply in found]
+    seen = replies.get(chain) or []
     pieces = pieces_of(plain(rest), states, family, seen, chain)
     if pieces is None:
         raise Blocked(f"{line}: without conntrack this needs a protocol: write '-p tcp', '-p udp --dport ...' or so")
     if len(pieces) > 1:
         rest = re.sub(r"^\[\d+:\d+\]", "[0:0]", rest)
-    return [rest.replace("\0", piece) for piece in pieces]
+    at = (re.search(r" -[jg] ", plain(rest)) or re.search("$", rest)).start()  # type: ignore[union-attr]
+    return [rest[:at] + piece + rest[at:] for piece in pieces]  # behind the matches whose options it may hold
 
 
 def pieces_of(rule: str, states: set[str], family: str, replies: list[str], chain: str) -> list[str] | None:
     """What stands for *states* in *rule*, once for each part of its traffic; None where nothing can."""
     protocol = (re.findall(r" -p (\S+)", rule) or [""])[0]
     accepts = rule.endswith("-j ACCEPT ")
-    every = {"NEW", "ESTABLISHED", "RELATED"} <= states
+    discovery = family == "ipv4" or "UNTRACKED" in states  # no rule may take IPv6's neighbours away
+    every = {"NEW", "ESTABLISHED", "RELATED"} <= states and (accepts or discovery)
     if " ! -p " in rule:
         return None
     if protocol in ("tcp", "6"):
@@ -190,7 +194,7 @@ def icmp_pieces(rule: str, states: set[str], family: str) -> list[str] | None:
     known: Any = ICMP[family]
     own = re.findall(r" --icmp(?:v6)?-type (\S+)", rule)
     if not own:
-        if {"NEW", "ESTABLISHED", "RELATED"} <= states:
+        if {"NEW", "ESTABLISHED", "RELATED"} <= states and (family == "ipv4" or "UNTRACKED" in states):
             return [""]
         option = ICMP_OPTION[family].split()[1]
         return [f" {option} {n}" for state in sorted(states) for n in known.get(state, ())]
@@ -204,7 +208,7 @@ def icmp_pieces(rule: str, states: set[str], family: str) -> list[str] | None:
 
 def udp_pieces(rule: str, states: set[str], replies: list[str], chain: str, accepts: bool) -> list[str] | None:
     """The ports that tell replies from requests."""
-    names_source, names_target = re.search(r" --sports? ", rule), re.search(r" --dports? ", rule)
+    names_source, names_target = re.search(r" --sports? (\S+)", rule), re.search(r" --dports? ", rule)
     if {"NEW", "ESTABLISHED"} <= states:
         return [""]
     if "NEW" in states:
@@ -212,13 +216,16 @@ def udp_pieces(rule: str, states: set[str], replies: list[str], chain: str, acce
     if "ESTABLISHED" not in states:
         return []
     if names_source:
-        return [""] if names_target or chain == "OUTPUT" else [" --dport 1024:65535"]
-    return [" " + (reply.partition(" --dport")[0] if names_target else reply) for reply in replies]
+        known = [m[1] for m in map(re.compile(rf"--sport {names_source[1]}( --dport \S+)").match, replies) if m]
+        return [""] if names_target or chain == "OUTPUT" else known or [" --dport 1024:65535"]
+    own = "|".join(o for o in (" --dport", " -s", " -d") if o + " " in rule or o + "s " in rule)
+    return [" " + re.sub(rf"({own}) \S+" if own else "$^", "", reply) for reply in replies]
 
 
 def udp_replies(lines: list[Line], family: str, config: dict[str, Any], local: str) -> dict[str, list[str]]:
     """The matches of UDP replies that each hook sees: to what is configured, and to what the rules accept."""
     found: dict[str, dict[str, None]] = {"INPUT": {}, "OUTPUT": {}, "FORWARD": {}}
+    chains = {re.findall(r"-A (\S+)", line)[0] for _, line in lines if "-A " in plain(line)}
     for protocol, first, last, address in config["outbound"]:
         server, client = (67, 68) if family == "ipv4" else (547, 546)
         if protocol != "udp" or (address and (":" in address) != (family == "ipv6")):
@@ -227,22 +234,41 @@ def udp_replies(lines: list[Line], family: str, config: dict[str, Any], local: s
         if first == last == 67:
             found["INPUT"][f"--sport {server} --dport {client}{source}"] = None
             continue
-        found["INPUT"][f"--sport {first}:{last} --dport {local}{source}"] = None
+        found["INPUT"][f"--sport {ports_text(first, last)} --dport {local}{source}"] = None
         if first == last and first in (123, 500, 4500):
             found["INPUT"][f"--sport {first} --dport {first}{source}"] = None
     for protocol, first, last, address in config["frontends"]:
         if protocol == "udp" and (not address or (":" in address) == (family == "ipv6")):
-            found["OUTPUT"][f"--sport {first}:{last}"] = None
+            found["OUTPUT"][f"--sport {ports_text(first, last)}"] = None
+    hooks = hooks_of(lines)
     for table, line in lines:
         rule = plain(line)
         chain = (re.findall(r"-A (\S+)", rule) or [""])[0]
         ports = re.findall(r" --dports? (\S+)", rule)
-        if table == "filter" and chain in OTHER and ports and "-p udp " in rule and rule.endswith("-j ACCEPT "):
-            to = {"INPUT": "", "OUTPUT": f" --dport {local}", "FORWARD": " --dport 1024:65535"}[chain]
-            ends = "".join(f" -{'ds'['sd'.index(n)]} {where}" for n, where in re.findall(r"(?<!!) -([sd]) (\S+)", rule))
+        if table != "filter" or not ports or "-p udp " not in rule or not rule.endswith("-j ACCEPT "):
+            continue
+        ends = "".join(f" -{'ds'['sd'.index(n)]} {where}" for n, where in re.findall(r"(?<!!) -([sd]) (\S+)", rule))
+        for hook in hooks.get(chain, OTHER):
+            to = {"INPUT": "", "OUTPUT": f" --dport {local}", "FORWARD": " --dport 1024:65535"}[hook]
             for port in ports[0].split(","):
-                found[OTHER[chain]][f"--sport {port}{to}{ends}"] = None
-    return {hook: list(replies) for hook, replies in found.items()}
+                found[OTHER[hook]][f"--sport {port}{to}{ends}"] = None
+    seen = {chain: [r for hook in OTHER if hook in hooks.get(chain, OTHER) for r in found[hook]] for chain in chains}
+    return {chain: list(dict.fromkeys(replies)) for chain, replies in seen.items()}
+
+
+def hooks_of(lines: list[Line]) -> dict[str, set[str]]:
+    """The hooks from which each chain is reached; a chain that nothing here reaches is left out."""
+    found = {hook: {hook} for hook in OTHER}
+    jumps = [re.findall(r"-A (\S+)(?:.* -[jg] (\S+))?", plain(line))[0] for _, line in lines if "-A " in line]
+    for _ in range(16):
+        for chain, target in jumps:
+            found.setdefault(target, set()).update(found.get(chain, ()))
+    return {chain: hooks for chain, hooks in found.items() if hooks}
+
+
+def ports_text(first: int, last: int) -> str:
+    """A range as iptables-save writes it."""
+    return str(first) if first == last else f"{first}:{last}"
 
 
 # --- the bypass ------------------------------------------------------------------------
@@ -267,14 +293,14 @@ def bypassed(text: str, family: str, config: dict[str, Any]) -> str:
 def with_accepts(lines: list[Line], accepts: dict[str, list[str]]) -> list[Line]:
     """*lines* with the flows accepted before the first rule of a chain that asks for a state."""
     asking = {re.findall(r"-A (\S+)", line)[0] for table, line in lines
-              if table == "filter" and STATE.search(plain(line))}
+              if table == "filter" and ASKS.search(plain(line))}
     if asking - {"INPUT", "OUTPUT", "FORWARD"}:
         raise Blocked(f"chain {min(asking)} asks for states: whether the flows come by cannot be told here")
     result: list[Line] = []
     seen = {"FORWARD"}
     for table, line in lines:
         chain = (re.findall(r"-A (\S+)", line) or [""])[0]
-        if table == "filter" and STATE.search(plain(line)) and chain not in seen:
+        if table == "filter" and ASKS.search(plain(line)) and chain not in seen:
             seen.add(chain)
             result += [(table, f"-A {chain} {match} -m comment --comment {TAG} -j ACCEPT") for match in accepts[chain]]
         result.append((table, line))
@@ -292,8 +318,8 @@ def flow_rules(family: str, config: dict[str, Any], errors: bool) -> tuple[list[
             if address and (":" in address) != (family == "ipv6"):
                 continue
             ends = address and not address.endswith("/0")
-            ask, answer = (f"-p {protocol} --{way}port {first}:{last}" + (f" -{way} {address}" if ends else "")
-                           for way in "ds")
+            ask, answer = (f"-p {protocol} --{way}port {ports_text(first, last)}"
+                           + (f" -{way} {address}" if ends else "") for way in "ds")
             strict = f" ! --tcp-flags {SYN}" if protocol == "tcp" and kind == "backends" else ""
             if kind == "frontends":
                 raw += [f"-A PREROUTING {ask}{to_us}", f"-A OUTPUT {answer}", f"-A OUTPUT {ask} -o lo"]
@@ -316,6 +342,6 @@ def told(lines: list[Line]) -> list[tuple[str, list[str]]]:
         if " -A " in f" {line}":
             words = [line]
             if is_own(line):
-                words = sorted(re.sub(r"^\[\S+ | -m \w+", "", re.sub(r"\b(\d+):\1(?= )", r"\1", line + " ")).split())
+                words = sorted(re.sub(r"^\[\S+ | -m \w+", "", line).split())
             found.append((table + re.findall(r"-A (\S+)", line)[0], words))
     return sorted(found, key=lambda item: item[0])
