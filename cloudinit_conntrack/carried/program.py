@@ -189,7 +189,7 @@ def plan_live(plan: Plan, config: dict[str, Any], backend: str, family: str) -> 
     if differ or dropped:
         plan.rules.append({
             "action": "LoadRules", "backend": backend, "family": family, "reason": "they do without conntrack",
-            "before": "".join(old.get(t, "") for t in differ + dropped),
+            "before": "".join(old.get(t) or re.sub("(?m)^.*-A .*\n", "", tables[t]) for t in differ + dropped),
             "after": "".join(tables.get(t, "") for t in differ), "dropped": dropped,
             "created": [t for t in differ if t not in old]})
 
