@@ -53,6 +53,7 @@ class Plan:
         self.files: list[Action] = []
         self.rules: list[Action] = []
         self.rest: list[Action] = []
+        self.proofs: list[Action] = []
         self.blockers: list[str] = []
         self.note = ""
 
@@ -173,8 +174,8 @@ def plan_saved(plan: Plan, config: dict[str, Any], path: str, family: str) -> No
     if new != text:
         plan.files.append(written(path, found, new, "its rules do without conntrack"))
     if plan.mode == "unload" and config["block"] and "--match-set" not in new:
-        plan.rest.append({"action": "ProveLoading", "path": path, "family": family, "text": new,
-                          "reason": "a saved rule-set that needs conntrack would not load under the block"})
+        plan.proofs.append({"action": "ProveLoading", "path": path, "family": family, "text": new,
+                            "reason": "a saved rule-set that needs conntrack would not load under the block"})
 
 
 def plan_live(plan: Plan, config: dict[str, Any], backend: str, family: str) -> None:
@@ -258,10 +259,8 @@ def plan_block(plan: Plan, config: dict[str, Any]) -> None:
         rows += [f"blacklist {n}\n" for n in sorted({*listed, *CORE, *config["extra"]})]
         new = f"# Written by {NAME} (user-data).  To undo: run '{NAME} revert'.\n" + "".join(rows)
     if new and new != text:
-        plan.rest.append(written(BLOCK, found, new, "no rule, service or program loads conntrack again"))
-        return
-    plan.rest = [a for a in plan.rest if a["action"] != "ProveLoading"]
-    if found and plan.mode == "notrack":
+        plan.rest += [*plan.proofs, written(BLOCK, found, new, "no rule, service or program loads conntrack again")]
+    elif found and plan.mode == "notrack":
         plan.rest.append({"action": "WriteFile", "path": BLOCK, "before": found, "after": None,
                           "reason": "NOTRACK needs nf_conntrack, which this file blocks"})
 
