@@ -1,4 +1,4 @@
-"""The program that user-data carries, with real modules: unloaded, blocked, the next boot the same, and all of it back."""
+"""The program that user-data carries, with real modules: unloaded, blocked, and all of it back."""
 
 from __future__ import annotations
 
