@@ -12,7 +12,7 @@ from cloudinit_conntrack.config import desired_from_section
 from .balancer import SAVED, Story, assert_same, assert_unloaded, run_balancer
 from .later import Later
 
-SECTION = {"mode": "unload", "flows": {"frontends": [80]}}
+SECTION: dict[str, object] = {"mode": "unload", "flows": {"frontends": [80]}}
 COMMAND = "/usr/local/sbin/cloudinit-conntrack"
 
 
