@@ -24,6 +24,7 @@ from .state import FileImage
 from .verify import Before, Evidence
 
 Progress = Callable[[str], None]
+_OF_IMAGE = "an apply that came with the image is undone in its files; live rules and modules follow at the next boot"
 # What does not stop the way back.
 _FAILURES = (ConntrackError, OSError, MemoryError)
 
@@ -283,6 +284,8 @@ def revert(root: Root, progress: Progress) -> Reverted:
         for entry in reversed(entries):
             failed, told = _undo_entry(entry, root, progress)
             notes += told
+            if root.is_host and not entry.boot:
+                notes.append(_OF_IMAGE)
             problems += failed
             if problems:
                 continue
