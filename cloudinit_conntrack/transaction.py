@@ -16,7 +16,7 @@ from .config import Desired
 from .errors import BusyError, ConntrackError, HostError, RollbackError, UnconfirmedError, UsageError, words_of
 from .host import journalfile, modules, pending
 from .host.pending import Pending
-from .host.root import Root
+from .host.root import HOST, Root
 from .journal import Entry
 from .plan import Plan, make_plan
 from .rehearsal import rehearsed
@@ -70,10 +70,12 @@ def apply(
             verify.demand(evidence)
             _keep(desired, section, root)
             return Applied("nothing-to-do", plan, evidence, notes)
+        kernels = root if live else HOST  # an image tree's rules are tried on this machine
+        loaded = perform.loaded_modules(kernels)
         try:
             plan = rehearsed(plan)
-        finally:  # rules that were tried may have loaded what they need
-            modules.unload_strays(before, None, root)
+        finally:  # and may have loaded what they need
+            modules.unload_strays(loaded, None, kernels)
         reached = verify.before_apply(desired, plan, state, root) if live else Before()
         found = _perform(desired, section, plan, before, reached, root, live, progress, confirm)
         return Applied("unconfirmed" if confirm else "done", plan, found, notes)
