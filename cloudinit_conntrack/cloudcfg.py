@@ -108,7 +108,7 @@ def parse(path: str, content: bytes) -> ConfigFile:
     if not isinstance(value, dict):
         return ConfigFile(path, problem="it is no YAML mapping")
     lists = tuple((key, _entries(value[key])) for key in KEYS if key in value)
-    directory = str(value["conf_d"] or "").strip() if "conf_d" in value else None
+    directory = str(value["conf_d"] or "").strip().rstrip("/") if "conf_d" in value else None
     return ConfigFile(path, lists, directory, merges=bool(lists) and ("merge_how" in value or "merge_type" in value))
 
 
@@ -185,7 +185,10 @@ def drop_in_text(entries: Iterable[object], source: str) -> str:
 
     ValueError for an entry that YAML could not be told.
     """
-    body = f"{KEY}:\n" + "".join(f"- {_said(entry)}\n" for entry in (*entries, ENTRY))
+    listed = [*entries, ENTRY]
+    body = f"{KEY}:\n" + "".join(f"- {_said(entry)}\n" for entry in listed)
+    if yaml.safe_load(body)[KEY] != listed:
+        raise ValueError("YAML has no words for it")
     return _with_digest(_DROP_IN_HEAD.format(source=source or "(no file sets it)"), body)
 
 

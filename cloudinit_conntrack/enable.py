@@ -172,7 +172,7 @@ def _places_taken(found: CloudInit) -> tuple[Item, ...]:
 def _unclear(found: CloudInit) -> tuple[Item, ...]:
     """Blockers for a list that is not known, or that would be taken instead of ours."""
     directory = found.files[0].directory
-    if directory is not None and directory.rstrip("/") != DIRECTORY:
+    if directory is not None and directory != DIRECTORY:
         return (Item("cloud-init:conf_d", BASE, f"its conf_d says that {DIRECTORY} is not read", f"{_BY_HAND} here"),)
     return tuple(item for file in found.files for item in _unclear_file(file))
 
