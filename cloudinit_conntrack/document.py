@@ -65,6 +65,14 @@ def section_of(text: bytes, name: str) -> object:
     raise _without_section([str(key.value)[:40] for key, _ in root.value[:100]], name)
 
 
+def value_of(text: str, name: str) -> object:
+    """The YAML document *text* as cloud-init reads it, where of two equal keys the last counts.
+
+    ConfigError beyond our limits of depth and number (an alias counts once), and what PyYAML raises.
+    """
+    return _Loader(text, name).get_single_data()
+
+
 def _decoded(text: bytes, name: str) -> str:
     if len(text) > MAX_BYTES:
         raise ConfigError(f"has more than {MAX_BYTES} bytes", name, "give the conntrack: section alone")

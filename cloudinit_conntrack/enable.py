@@ -179,8 +179,9 @@ def _unclear(found: CloudInit) -> tuple[Item, ...]:
 
 def _unclear_file(file: ConfigFile) -> tuple[Item, ...]:
     if file.unknown:
-        return (Item(f"cloud-init:template:{file.path}", file.path,
-                     "this is a template that sets module lists, known at boot only", f"{_BY_HAND} in it"),)
+        return (Item(f"cloud-init:unclear:{file.path}", file.path,
+                     "it sets module lists that cannot be told from here (a template, or far too large)",
+                     f"{_BY_HAND} in it"),)
     if file.list(KEY) is None:
         return ()
     if file.merges:
