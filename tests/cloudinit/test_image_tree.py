@@ -26,11 +26,16 @@ from installation import PRODUCT
 from machines import Machine
 from stateful_host import files_below
 
+from cloudinit_conntrack.errors import HostError
+from cloudinit_conntrack.host.inside import run_inside
+from cloudinit_conntrack.host.root import Root
+
 BOOKWORM = next(suite for suite in SUITES if suite.name == "bookworm")
 on_bookworm = pytest.mark.parametrize("version", [BOOKWORM], ids=attrgetter("version"))
 INITRAMFS = ("initramfs-tools", "initramfs-tools-core", "klibc-utils", "libklibc", "cpio", "logsave", "linux-base")
 BLOCK = "modprobe.d/00-cloudinit-conntrack.conf"
 LINKED = ("etc/modprobe.d", "etc/sysconfig", "boot", "usr/lib/modules")
+SYS_MODULE = 1 << 16  # CAP_SYS_MODULE in linux/capability.h
 SECTION = "conntrack: {mode: unload}\n"
 # Nobody may write but in the tree, /dev and /proc.
 SEALED = """
@@ -83,8 +88,8 @@ class Tree:
         return done.stdout.decode().split("\n")
 
     def files(self) -> dict[str, str]:
-        """All that is in the tree, but for the initramfs and our own records."""
-        found = files_below(self.machine.root, "proc", "sys", "var/lib/cloudinit-conntrack", times=False)
+        """All that is in the tree, but for the initramfs."""
+        found = files_below(self.machine.root, "proc", "sys", times=False)
         return {path: looks for path, looks in found.items() if "initrd.img" not in path}
 
 
@@ -204,3 +209,24 @@ def test_a_tree_of_another_machine_is_left_as_it_is(version: Suite, tree: Tree) 
     (tree.machine.root / "section").unlink()
     assert "do not run here" in found["message"] and "machine of the same kind" in found["message"]
     assert tree.files() == before
+
+
+@on_bookworm
+def test_a_program_of_the_tree_sees_nothing_but_the_tree(version: Suite, chroot_of: Callable[[Suite], Path]) -> None:
+    tree = chroot_of(version)
+    before = files_below(tree / "dev")
+    script = "grep CapBnd /proc/self/status; ls /dev; sed 1,2d /proc/net/dev; echo $$; touch /dev/new && echo written"
+    done = run_inside(Root(str(tree)), ("sh", "-c", script), 60)
+    capabilities, *devices, interface, pid, written = done.stdout.splitlines()
+    assert int(Path("/proc/self/status").read_text().partition("CapBnd:")[2].split()[0], 16) & SYS_MODULE
+    assert not int(capabilities.split()[1], 16) & SYS_MODULE
+    assert devices == ["fd", "full", "null", "random", "stderr", "stdin", "stdout", "urandom", "zero"]
+    assert interface.split()[0] == "lo:" and int(pid) < 10 and written == "written"
+    assert files_below(tree / "dev") == before
+
+
+def test_a_tree_whose_dev_is_a_link_is_refused(tmp_path: Path) -> None:
+    for place in ("dev", "proc"):
+        (tmp_path / place).symlink_to(f"/{place}")
+    with pytest.raises(HostError, match="is no directory"):
+        run_inside(Root(str(tmp_path)), ("true",), 5)
