@@ -16,11 +16,11 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers", "reduce"),
+     "containers", "reduce", "cloudcfg"),
     ("actions", "journal", "guard", "holders", "planning", "plan", "userdata"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "unchanged", "run"),
+     "unchanged", "run", "enable", "forget"),
     ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
