@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ RELEASES = {suite.name: suite for suite in SUITES if suite.name != "sid"}
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Dist:
-    """The packages of this tree."""
-    return build(tmp_path_factory.mktemp("dist"))
+    """The packages of this tree, or those in the directory that PACKAGES names."""
+    ready = os.environ.get("PACKAGES")
+    return Dist(Path(ready).resolve()) if ready else build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ import re
 import sys
 from functools import cache
 
-import pytest
-
 from .building import ROOT, run
 
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
@@ -66,14 +64,14 @@ def completed(*words: str) -> list[str]:
     return run("bash", "--norc", "-c", script, "bash", "cloudinit-conntrack", *words).split()
 
 
-def test_bash_completes_verbs_options_and_values(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_bash_completes_verbs_options_and_values() -> None:
     assert completed("") == ["-h", "--help", "--version", *verbs()]
     assert completed("re") == [verb for verb in verbs() if verb.startswith("re")]
     for verb in verbs():
         assert set(completed(verb, "-")) == options(verb), verb
     assert completed("status", "--format", "") == ["text", "json"]
     assert completed("rewrite", "--family", "ipv6") == ["ipv6"]
-    assert completed("apply", "-c", "/etc/host") == sorted(completed("apply", "-c", "/etc/host"))
+    assert "/etc/hostname" in completed("apply", "-c", "/etc/hostn")
     assert "/etc/hostname" in completed("rewrite", "/etc/hostn")
     assert completed("plan", "--root", "/etc/hostn") == []  # a file is no directory
 

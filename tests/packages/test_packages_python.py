@@ -13,8 +13,9 @@ from pathlib import Path
 from .building import ROOT, Dist, run
 
 PACKAGE = ROOT / "cloudinit_conntrack"
-# What a working tree holds beside its source.
-NOT_SOURCE = ("__pycache__", ".git", ".venv", ".cache", ".hypothesis", "build", "dist")
+# What a working tree holds beside its source: at its top, and anywhere.
+NOT_SOURCE = (".git", ".venv", ".cache", ".hypothesis", "build", "dist")
+NOWHERE_SOURCE = ("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
 def program() -> set[str]:
@@ -27,9 +28,10 @@ def source() -> set[str]:
     """Every file of this tree's source."""
     found: set[str] = set()
     for place, directories, files in os.walk(ROOT):
-        directories[:] = [name for name in directories if name not in NOT_SOURCE and not name.endswith("_cache")]
-        directories[:] = [name for name in directories if not name.endswith(".egg-info")]
-        found.update(str((Path(place) / name).relative_to(ROOT)) for name in files if name not in NOT_SOURCE)
+        inner = Path(place).relative_to(ROOT)
+        beside = NOWHERE_SOURCE if inner.parts else (*NOWHERE_SOURCE, *NOT_SOURCE)
+        directories[:] = [name for name in directories if name not in beside and not name.endswith(".egg-info")]
+        found.update(str(inner / name) for name in files if inner.parts or name not in beside)
     return found
 
 
@@ -62,7 +64,7 @@ def test_the_sdist_is_the_whole_source(dist: Dist) -> None:
         top = {member.name.split("/")[0] for member in members}
         held = {member.name.partition("/")[2] for member in members if not member.isdir()}
     assert top == {f"cloudinit_conntrack-{version()}"}
-    assert held - {"PKG-INFO", "setup.cfg"} == source() - {"PKG-INFO", "setup.cfg"}
+    assert held - {"PKG-INFO", "setup.cfg"} == source()
 
 
 def test_the_sdist_holds_no_link_and_no_name_of_a_person(dist: Dist) -> None:
