@@ -18,6 +18,7 @@ from .conftest import RELEASES
 DROP_IN = "/etc/cloud/cloud.cfg.d/99-cloudinit-conntrack.cfg"
 UNIT = "/etc/systemd/system/cloudinit-conntrack.service"
 WANTED = "/etc/systemd/system/sysinit.target.wants/cloudinit-conntrack.service"
+BLOCK = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
 RULES = "/etc/iptables/rules.v4"
 STATEFUL = """\
 *filter
@@ -168,11 +169,12 @@ def test_removed_it_leaves_rules_alone_and_says_so(somewhere: Machine, dist: Dis
 def test_purged_it_keeps_the_undo_log_of_what_was_not_reverted(somewhere: Machine, dist: Dist) -> None:
     with somewhere.boot() as boot:
         stateless = applied(boot, somewhere, dist)
+        boot.write(BLOCK, "install nf_conntrack /bin/false\n")
         said = dpkg(boot, somewhere, "--purge")
         assert "/var/backups/cloudinit-conntrack" in said
         assert (live(boot), boot.read(RULES)) == stateless
         assert boot.run("stat", "-c", "%a %U", "/var/backups/cloudinit-conntrack") == "700 root\n"
-        for gone in (UNIT, WANTED, "/var/lib/cloudinit-conntrack", "/run/cloudinit-conntrack"):
+        for gone in (UNIT, WANTED, BLOCK, "/var/lib/cloudinit-conntrack", "/run/cloudinit-conntrack"):
             assert boot.attempt("test", "-L", gone, "-o", "-e", gone).returncode == 1, gone
         dpkg(boot, somewhere, "--install", dist.deb)
         boot.run("mv", "/var/backups/cloudinit-conntrack", "/var/lib/cloudinit-conntrack")
@@ -203,7 +205,6 @@ def starts(boot: Boot) -> int:
     text = boot.read(UNIT)
     assert boot.attempt("test", "-L", WANTED).returncode == 0
     conditions = [line for line in text.splitlines() if line.startswith("Condition")]
-    assert len(conditions) == 2
     return boot.attempt("systemd-analyze", "condition", *conditions).returncode
 
 
