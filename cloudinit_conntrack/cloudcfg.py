@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import yaml
 
+from .document import value_of
+from .errors import ConfigError
 from .state import FileImage
 
 BASE = "/etc/cloud/cloud.cfg"
@@ -30,6 +32,7 @@ ENTRY = ["conntrack", "always"]
 
 _MODULE = "cc_conntrack"
 _MOST_BYTES = 1 << 20
+_MOST_VALUES = 2000
 _TEMPLATE = re.compile(r"##\s*template:", re.IGNORECASE)
 _PLAIN = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 _WORDS_OF_YAML = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
@@ -42,7 +45,8 @@ class ConfigFile:
 
     *lists* are the module lists that it sets, by key, with their entries as YAML gives them.  *directory* is its
     ``conf_d``, ``None`` where it says nothing.  *merges*: it says itself how it is merged.  *unknown*: it sets lists
-    that cannot be told from here (a template).  *problem*: it is no YAML mapping, so cloud-init passes over it.
+    that cannot be told from here (a template, or more than a list of modules can be).  *problem*: it is no YAML
+    mapping, so cloud-init passes over it.
     """
 
     path: str
@@ -100,15 +104,17 @@ def parse(path: str, content: bytes) -> ConfigFile:
     try:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes")
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        value = value_of(text, path)
+    except (ConfigError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         return ConfigFile(path, problem=" ".join(str(error).split())[:160] or "it cannot be read")
     if value is None:
         return ConfigFile(path)
     if not isinstance(value, dict):
         return ConfigFile(path, problem="it is no YAML mapping")
     lists = tuple((key, _entries(value[key])) for key in KEYS if key in value)
-    directory = str(value["conf_d"] or "").strip() if "conf_d" in value else None
+    if any(_is_large(entries) for _, entries in lists):
+        return ConfigFile(path, unknown=True)
+    directory = str(value["conf_d"] or "").strip().rstrip("/") if "conf_d" in value else None
     return ConfigFile(path, lists, directory, merges=bool(lists) and ("merge_how" in value or "merge_type" in value))
 
 
@@ -117,6 +123,19 @@ def _entries(value: object) -> tuple[object, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (str(value),)
+
+
+def _is_large(entries: tuple[object, ...]) -> bool:
+    """Whether *entries*, aliases written out, are more than a list of modules can be."""
+    left, todo = _MOST_VALUES, list[object](entries)
+    while todo and left:
+        left -= 1
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            todo += value
+    return bool(todo)
 
 
 def effective(files: Iterable[ConfigFile], key: str) -> tuple[tuple[object, ...], str]:
@@ -148,7 +167,9 @@ def _module_of(entry: object) -> str:
         entry = entry.get("name")
     elif isinstance(entry, list):
         entry = entry[0] if entry else None
-    name = str(entry or "").replace("-", "_").strip()
+    if not isinstance(entry, str):
+        return ""
+    name = entry.replace("-", "_").strip()
     name = name[:-3] if name.lower().endswith(".py") else name
     return name if name.startswith("cc_") else f"cc_{name}"
 
@@ -185,7 +206,10 @@ def drop_in_text(entries: Iterable[object], source: str) -> str:
 
     ValueError for an entry that YAML could not be told.
     """
-    body = f"{KEY}:\n" + "".join(f"- {_said(entry)}\n" for entry in (*entries, ENTRY))
+    listed = [*entries, ENTRY]
+    body = f"{KEY}:\n" + "".join(f"- {_said(entry)}\n" for entry in listed)
+    if yaml.safe_load(body)[KEY] != listed:
+        raise ValueError("YAML has no words for it")
     return _with_digest(_DROP_IN_HEAD.format(source=source or "(no file sets it)"), body)
 
 

@@ -58,6 +58,14 @@ def section_of(text: bytes, name: str) -> object:
     raise _without_section([str(key.value)[:40] for key, _ in root.value[:100]], name)
 
 
+def value_of(text: str, name: str) -> object:
+    """The YAML document *text* as cloud-init reads it, where of two equal keys the last counts.
+
+    ConfigError beyond our limits of depth and number (an alias counts once), and what PyYAML raises.
+    """
+    return _Loader(text, name).get_single_data()
+
+
 def keys_of(text: bytes, name: str) -> tuple[str, ...]:
     """The top-level keys of the same kind of document.  ConfigError as in :func:`section_of`."""
     try:

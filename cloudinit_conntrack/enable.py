@@ -172,15 +172,16 @@ def _places_taken(found: CloudInit) -> tuple[Item, ...]:
 def _unclear(found: CloudInit) -> tuple[Item, ...]:
     """Blockers for a list that is not known, or that would be taken instead of ours."""
     directory = found.files[0].directory
-    if directory is not None and directory.rstrip("/") != DIRECTORY:
+    if directory is not None and directory != DIRECTORY:
         return (Item("cloud-init:conf_d", BASE, f"its conf_d says that {DIRECTORY} is not read", f"{_BY_HAND} here"),)
     return tuple(item for file in found.files for item in _unclear_file(file))
 
 
 def _unclear_file(file: ConfigFile) -> tuple[Item, ...]:
     if file.unknown:
-        return (Item(f"cloud-init:template:{file.path}", file.path,
-                     "this is a template that sets module lists, known at boot only", f"{_BY_HAND} in it"),)
+        return (Item(f"cloud-init:unclear:{file.path}", file.path,
+                     "it sets module lists that cannot be told from here (a template, or far too large)",
+                     f"{_BY_HAND} in it"),)
     if file.list(KEY) is None:
         return ()
     if file.merges:

@@ -13,6 +13,7 @@ import bz2
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email import message_from_bytes
@@ -31,7 +32,8 @@ from .planning.ufw import UNITS
 from .reduce import CONFIG, reduced
 
 MOST_BYTES = 16_384  # of Amazon EC2, before its own base64; the smallest of any cloud
-FILES = ("door.py", "rules.py", "program.py")  # of carried/, each importing from those before it
+FILES = ("door.py", "rules.py", "planning.py", "program.py")  # of carried/, each importing from those before it
+_GZIP = 31  # zlib's window bits for a gzip file
 _FIRST = "#cloud-boothook\n"
 _HEAD = "#!/usr/bin/python3\n# cloudinit-conntrack {version}: written by 'cloudinit-conntrack userdata'; "\
         "'userdata --check FILE' says what is in it.\n"
@@ -187,14 +189,14 @@ def _unpacked(content: bytes, name: str) -> bytes:
     """*content*, or what gzip made it of, within bounds."""
     if not content.startswith(b"\x1f\x8b"):
         return content
-    import io  # here: few files are compressed
-
+    unpacker = zlib.decompressobj(_GZIP)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            found = file.read(MOST_BYTES * 64 + 1)
-    except (OSError, EOFError) as error:
+        found = unpacker.decompress(content, MOST_BYTES * 64)
+    except zlib.error as error:
         raise ConfigError(f"is not whole ({error})", name, "compress it anew") from None
-    if len(found) > MOST_BYTES * 64:
+    if not unpacker.eof and not unpacker.unconsumed_tail:
+        raise ConfigError("is not whole (it ends too early)", name, "compress it anew")
+    if not unpacker.eof:
         raise ConfigError(f"unpacks to more than {MOST_BYTES * 64:,} bytes", name, "give user-data")
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..cloudcfg import BASE, CLEAN, CLEAN_DIRECTORY, DIRECTORY, DROP_IN, CloudInit, ConfigFile, Importing, parse
 from ..errors import HostError
+from .inside import CANNOT, run_inside
 from .process import run
 from .root import HOST, Root
 from .service import installed_program, running_program
@@ -14,7 +15,6 @@ _PROGRAMS = ("/usr/bin/cloud-init", "/usr/local/bin/cloud-init", "/bin/cloud-ini
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 _SECONDS = 30.0
 _MOST_OUTPUT = 1 << 20
-_NOT_STARTED = (125, 126, 127)  # chroot(1): the command cannot be run there
 # What a script in /usr/bin has for sys.path[0] holds no modules; with -c it is the working directory.
 _QUESTION = """\
 import sys
@@ -76,14 +76,14 @@ def _interpreter(content: bytes) -> tuple[str, ...]:
 
 def _asked(words: tuple[str, ...], root: Root) -> Importing | None:
     """What cloud-init's Python says; ``None`` where it cannot be started (another machine's tree)."""
-    within = () if root.is_host else ("chroot", root.path)
     # As systemd starts it: without HOME, Python finds root's own packages by the password file.
-    argv = [*within, "env", "-u", "HOME", *words, "-B", "-c", _QUESTION, *_NAMES]
+    argv = ("env", "-u", "HOME", *words, "-B", "-c", _QUESTION, *_NAMES)
     try:
-        done = run(argv, timeout=_SECONDS, check=False, most=_MOST_OUTPUT)
+        done = (run(argv, timeout=_SECONDS, check=False, most=_MOST_OUTPUT) if root.is_host
+                else run_inside(root, argv, _SECONDS, check=False))
     except HostError as error:
-        return None if within else Importing(True, words, problem=str(error))
-    if within and done.status in _NOT_STARTED:
+        return Importing(True, words, problem=str(error)) if root.is_host else None
+    if not root.is_host and done.status in CANNOT:
         return None
     said = [line.partition(" ")[::2] for line in done.stdout.splitlines()]
     values = {key: tuple(value for name, value in said if name == key) for key in ("python", "missing", "broken")}

@@ -23,15 +23,15 @@ _COARSE = 2_000_000_000  # ns: FAT, on which some hosts have /boot, counts two s
 def observe_initramfs(root: Root = HOST, live: bool = True) -> Initramfs | None:
     """The initramfs of the running kernel, where something in it asks for conntrack; else ``None``.
 
-    In an image tree: those of all its kernels, and the tree's own tool.
+    In an image tree: those of all its kernels, and the tree's own tool.  One that is made later gets the block anyhow.
     """
     names = tuple(_named(root))
     if not names:
         return None
     if not live:
         images = tuple(_images(root))
-        stale = not images or any(_is_stale(root, image) for image in images)
-        return Initramfs(_tool_of_tree(root) if images else (), ", ".join(images), names, stale)
+        stale = any(_is_stale(root, image) for image in images)
+        return Initramfs(_tool_of_tree(root), ", ".join(images), names, stale) if images else None
     release = (root.read_text("/proc/sys/kernel/osrelease") or "").strip() if live else ""
     image = next(filter(root.exists, (place.format(release) for place in _IMAGES)), "") if release else ""
     return Initramfs(_tool(release, image) if image else (), image, names, _is_stale(root, image))

@@ -15,11 +15,15 @@ from .root import Root
 _DEVICES = (("null", "1", "3"), ("zero", "1", "5"), ("full", "1", "7"), ("random", "1", "8"), ("urandom", "1", "9"))
 _LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 _LOST = ("sys_module", "sys_rawio", "sys_time", "sys_boot", "syslog")
-_CANNOT = (126, 127)  # chroot(1): not to be run, not there
+CANNOT = (125, 126, 127)  # chroot(1): it failed itself; the command is: not to be run, not there
 
 
-def run_inside(root: Root, argv: Sequence[str], timeout: float) -> Completed:
-    """Run *argv*, a program of the tree *root*, in it.  CommandError when it fails or cannot run on this machine."""
+def run_inside(root: Root, argv: Sequence[str], timeout: float, check: bool = True) -> Completed:
+    """Run *argv*, a program of the tree *root*, in it.  HostError where there can be no such place.
+
+    CommandError when it fails or cannot run on this machine; unless *check* is false: its status says so then
+    (:data:`CANNOT`).
+    """
     for place in ("/dev", "/proc"):
         if root.link_text(place) or not root.is_directory(place):
             raise HostError("is no directory", f"{root.path}{place}", "give the root of a whole system")
@@ -31,8 +35,8 @@ def run_inside(root: Root, argv: Sequence[str], timeout: float) -> Completed:
                f"--mount-proc={root.path}/proc", "--")
         words = (*within, *own, "setpriv", f"--bounding-set={lost}", "--", "chroot", root.path, *argv)
         done = run(words, timeout=timeout, check=False)
-    if done.status != 0:
-        raise failure(done, "run it in the image itself, or on a machine of the same kind" if done.status in _CANNOT
+    if check and done.status != 0:
+        raise failure(done, "run it in the image itself, or on a machine of the same kind" if done.status in CANNOT
                       else "see that it works in a chroot of the image")
     return done
 

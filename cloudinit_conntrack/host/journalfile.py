@@ -107,5 +107,10 @@ def alone(root: Root) -> Iterator[None]:
     with root.lock(f"{place}/lock") as opened:
         if opened is None:
             raise BusyError("another cloudinit-conntrack is at work", f"{place}/lock", "wait for it and try again")
-        with held_by_commands(opened):
-            yield
+        try:
+            with held_by_commands(opened):
+                yield
+        finally:
+            if not root.is_host and root.listdir(place) == ("lock",):  # a tree as it was before
+                root.remove(f"{place}/lock")
+                root.remove_directory(place)

@@ -19,7 +19,7 @@ from test_cloudinit_channels import assert_clean, assert_stateless
 COMMAND = "/usr/local/sbin/cloudinit-conntrack"
 AGAIN = "/var/lib/cloud/scripts/per-boot/cloudinit-conntrack"
 OTHERS = {
-    "config.yaml": "#cloud-config\nwrite_files: [{path: /root/written, content: 'ümlaut'}]\nruncmd: [touch /root/ran]\n",
+    "config.yaml": "#cloud-config\nwrite_files: [{path: /root/written, content: ümlaut}]\nruncmd: [touch /root/ran]\n",
     "script": "#!/bin/sh\necho $0 >/root/script\n",
 }
 BOTH = """\

@@ -88,7 +88,10 @@ for tool in iptables ip6tables; do
     ln -sf /usr/sbin/$tool-legacy /etc/alternatives/$tool
     for verb in save restore; do ln -sf /usr/sbin/$tool-legacy-$verb /etc/alternatives/$tool-$verb; done
 done
-mkdir -p /etc/sysconfig /etc/iptables /etc/modprobe.d
+# Directories of the guest's own: other tests make and remove those of this machine, of which the guest has a view.
+for place in /etc/sysconfig /etc/iptables /etc/modprobe.d; do
+    mkdir -p $place; cp -a $place $place.own; rm -rf $place; mv $place.own $place
+done
 DESIRED=/root/desired.yaml
 DIRECTORIES="/etc/sysconfig /etc/iptables /etc/modprobe.d /etc/default /var/lib/cloudinit-conntrack"
 

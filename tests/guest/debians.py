@@ -210,7 +210,8 @@ NEEDLESS = ("ldconfig.service", "systemd-journal-catalog-update.service", "syste
 class Debian:
     """One suite as a host: *files* are its firewall's, *prepare* (sh) runs before systemd, at the first boot.
 
-    With *kernels*, suites, these kernels are in its /boot with initramfs that load conntrack.
+    With *kernels*, suites, these kernels are in its /boot with initramfs that load conntrack.  A *stock* image
+    never sees our package.
     """
 
     suite: str
@@ -218,6 +219,7 @@ class Debian:
     files: Mapping[str, str]
     prepare: str = ""
     kernels: tuple[str, ...] = ()
+    stock: bool = False
 
 
 def recipe(suite: str, kernels: tuple[str, ...] = ()) -> Recipe:
@@ -288,7 +290,8 @@ def boot(
     with tempfile.TemporaryDirectory(prefix="debian-") as name:
         tree = Path(name) / "tree"
         if not disk.exists():
-            _layer(tree, made, debian.suite)
+            if not debian.stock:
+                _layer(tree, made, debian.suite)
             given = {**given, **HOST, **debian.files, "/root/prepare": debian.prepare}
         return run_qemu(words + script, booted, files=given, disk=disk, machine=machine, outside=outside,
                         tree=tree if tree.exists() else None, timeout=2400)  # fmt: skip

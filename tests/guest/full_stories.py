@@ -5,6 +5,7 @@
 | bullseye | netfilter-persistent, iptables; conntrack in the initramfs | first; second, with a newer kernel |
 | bookworm | firewalld, which we refuse; then nftables.service instead | first, second |
 | trixie | ufw | first, second |
+| stock | bullseye's netfilter-persistent, an image that never sees our package: user-data carries it | first, second |
 | baked | bookworm's nftables.service, in an image with ``apply --root`` | first |
 
 The second boot reverts.
@@ -17,6 +18,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cloudinit_conntrack import userdata
+from cloudinit_conntrack.config import desired_from_section
 
 from .balancer import RULES, with_web
 from .debians import Debian, bake, boot
@@ -65,6 +69,16 @@ IPTABLES = "iptables-save; ip6tables-save"
 NFTABLES = "nft -s list ruleset"
 
 
+CARRIED = "/usr/local/sbin/cloudinit-conntrack"
+
+
+def carried_user_data(section: dict[str, object]) -> str:
+    """What ``userdata`` writes for *section*."""
+    place = Path(userdata.__file__).parent / "carried"
+    sources = {name: (place / name).read_text("utf-8") for name in userdata.FILES}
+    return userdata.make_userdata(desired_from_section(section), section, sources).decode("ascii")
+
+
 def iptables_rules(icmp: str, prohibited: str) -> str:
     return with_web(RULES.format(icmp=icmp, prohibited=prohibited))
 
@@ -96,6 +110,12 @@ systemctl disable firewalld.service
 systemctl enable nftables.service
 """,
 )
+
+STOCK = Debian("bullseye", IPTABLES, {
+    **META, f"{SEED}/user-data": carried_user_data({"mode": "unload", "flows": {"frontends": [80]}}),
+    "/etc/iptables/rules.v4": iptables_rules("icmp", "icmp-host-prohibited"),
+    "/etc/iptables/rules.v6": iptables_rules("ipv6-icmp", "icmp6-adm-prohibited"),
+}, stock=True)  # fmt: skip
 
 BEFORE = """\
 traffic before
@@ -221,6 +241,16 @@ def bullseye() -> Told:
     host = Host(BULLSEYE, "netfilter-persistent")
     host.boot("first", BEFORE + "step before,images images\n", FIRST + "step first,images images\n")
     host.boot("second", EARLY, SECOND + REVERT + "step end,images images\n", "bookworm")
+    return host.told()
+
+
+def stock() -> Told:
+    """No "before": cloud-init runs a boothook earlier than anything that could look; the trace tells."""
+    host = Host(STOCK, "netfilter-persistent")
+    host.boot("first", EARLY, FIRST.replace("cc verify", f"{CARRIED} verify"))
+    second = SECOND.replace("cc verify", f"{CARRIED} verify")
+    host.boot("second", EARLY, f"{second}step revert {CARRIED} revert\nlook end\ntraffic end\nstep rules cat "
+              "/etc/iptables/rules.v4 /etc/iptables/rules.v6\n")
     return host.told()
 
 

@@ -33,7 +33,8 @@ BULLSEYE = _story(full_stories.bullseye)
 BOOKWORM = _story(full_stories.bookworm)
 TRIXIE = _story(full_stories.trixie)
 BAKED = _story(full_stories.baked)
-STORIES = {"bullseye": BULLSEYE, "bookworm": BOOKWORM, "trixie": TRIXIE, "baked": BAKED}
+STOCK = _story(full_stories.stock)
+STORIES = {"stock": STOCK, "bullseye": BULLSEYE, "bookworm": BOOKWORM, "trixie": TRIXIE, "baked": BAKED}
 
 KERNELS = {"bullseye": ("5.10.", "6.1."), "bookworm": ("6.1.", "6.1."), "trixie": ("6.12.", "6.12.")}  # by boot
 CLOUD_INITS = {"bullseye": "20.4", "bookworm": "22.4", "trixie": "25.1"}
@@ -216,6 +217,33 @@ def test_an_image_is_baked_and_its_first_boot_has_nothing_to_do() -> None:
     assert answer(told, "apply", "image")["outcome"] == "done"
     assert answer(told, "stages", "first")["v1"]["errors"] == []
     assert "status: done" in told.step("status", "first").stdout
+
+
+# --- a stock image ------------------------------------------------------------------------------
+
+
+def test_a_stock_image_is_made_stateless_by_user_data_alone() -> None:
+    told = of("stock")
+    assert answer(told, "stages", "first")["v1"]["errors"] == []
+    assert "status: done" in told.step("status", "first").stdout
+    assert "nf_conntrack" in told.trace("first", "first") - told.modules("first", "first")  # it was there, and went
+    assert not any(map(is_stateful, told.rules("first", "first")))
+    assert_serving(told, "first", "first")
+    assert told.step("verify", "first").ok and "verified" in told.step("verify", "first").stdout
+    assert not conntrack(told.trace("blocked", "second"))
+    assert told.rules("second", "second") and not any(map(is_stateful, told.rules("second", "second")))
+    assert sorted(told.step("firewall", "second").stdout.split()) == ["0", "active", "success"]
+    assert not told.step("modprobe", "second").ok and told.step("verify", "second").ok
+    assert_serving(told, "second", "second")
+
+
+def test_and_back_again() -> None:
+    told = of("stock")
+    assert told.step("revert", "second").ok
+    assert any(map(is_stateful, told.rules("end", "second"))) and conntrack(told.modules("end", "second"))
+    saved = full_stories.STOCK.files
+    assert told.step("rules", "second").stdout == saved["/etc/iptables/rules.v4"] + saved["/etc/iptables/rules.v6"]
+    assert_serving(told, "end", "second")
 
 
 # --- later boots --------------------------------------------------------------------------------

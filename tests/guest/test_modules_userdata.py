@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from cloudinit_conntrack import userdata
-from cloudinit_conntrack.config import desired_from_section
-
 from .balancer import SAVED, Story, assert_same, assert_unloaded, run_balancer
+from .full_stories import CARRIED, carried_user_data
 from .later import Later
 
-SECTION = {"mode": "unload", "flows": {"frontends": [80]}}
-COMMAND = "/usr/local/sbin/cloudinit-conntrack"
-
-
-def program(section: dict[str, object]) -> str:
-    """The file that cloud-init makes of the user-data and runs."""
-    carried = Path(userdata.__file__).parent / "carried"
-    sources = {name: (carried / name).read_text("utf-8") for name in userdata.FILES}
-    made = userdata.make_userdata(desired_from_section(section), section, sources).decode("ascii")
-    return made.partition("\n")[2]
+SECTION: dict[str, object] = {"mode": "unload", "flows": {"frontends": [80]}}
 
 
 SCRIPT = f"""
@@ -43,12 +30,12 @@ step apply /root/part-001
 look unloaded
 step state-rule iptables -A INPUT -m state --state NEW -j ACCEPT
 step modprobe modprobe nf_conntrack
-step again {COMMAND} boot
-step verify {COMMAND} verify
-step revert {COMMAND} revert
+step again {CARRIED} boot
+step verify {CARRIED} verify
+step revert {CARRIED} revert
 look end
 """
-FILES = {**SAVED, "/root/part-001": program(SECTION)}
+FILES = {**SAVED, "/root/part-001": carried_user_data(SECTION).partition("\n")[2]}
 STORY = Later(lambda: run_balancer(SCRIPT, FILES))
 
 

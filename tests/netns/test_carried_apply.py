@@ -92,14 +92,19 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
         place.close()
 
 
-def wanted_back(machine: Machine) -> tuple[object, object]:
+def wanted_back(machine: Machine) -> tuple[dict[str, object], applying.RuleTexts]:
     return machine.of_others(), machine.rules()
 
 
-def is_back(machine: Machine, before: tuple[Any, Any]) -> None:
+def contents(machine: Machine) -> dict[str, bytes]:
+    """The files, whenever they were written."""
+    return {name: (machine.files / name).read_bytes() for name in machine.of_others()}
+
+
+def is_back(machine: Machine, before: tuple[dict[str, object], applying.RuleTexts]) -> None:
     files, rules = wanted_back(machine)
     assert files == before[0]
-    assert without_made_tables(rules, before[1]) == before[1]  # type: ignore[arg-type]
+    assert without_made_tables(rules, before[1]) == before[1]
     assert not (machine.files / "var/lib/cloudinit-conntrack/journal").exists()
 
 
@@ -125,7 +130,7 @@ def test_whole_story(machine: Machine, mode: str) -> None:
     assert wanted_back(machine) == once
 
     carrier.run(0, "revert")
-    is_back(machine, before)  # type: ignore[arg-type]
+    is_back(machine, before)
 
 
 def test_the_whole_program_finds_nothing_left_and_undoes_it(machine: Machine) -> None:
@@ -135,14 +140,14 @@ def test_the_whole_program_finds_nothing_left_and_undoes_it(machine: Machine) ->
 
     assert machine.report(0, "plan", "-c", machine.config("stateless", persist=False))["actions"] == []
     machine.run(0, "revert")
-    is_back(machine, before)  # type: ignore[arg-type]
+    is_back(machine, before)
 
 
 def test_it_undoes_what_the_whole_program_did(machine: Machine) -> None:
     before = wanted_back(machine)
     machine.run(0, "apply", "-c", machine.config("stateless"))
     Carrier(machine, "stateless").run(0, "revert")
-    is_back(machine, before)  # type: ignore[arg-type]
+    is_back(machine, before)
 
 
 @pytest.mark.parametrize("verb", ["apply", "revert"])
@@ -151,7 +156,7 @@ def test_killed_anywhere_either_way_is_whole(machine: Machine, verb: str) -> Non
     carrier = Carrier(machine, "stateless")
     carrier.run(0, "apply")
     done = [(action["where"], action["reason"]) for action in carrier.result()["actions"]]
-    whole = machine.rules(), {name: entry[-1] for name, entry in machine.of_others().items()}  # type: ignore[index]
+    whole = machine.rules(), contents(machine)
     carrier.run(0, "revert")
     points = len(done) + 2 if verb == "apply" else 2
     for at in range(1, points + 1):
@@ -162,9 +167,9 @@ def test_killed_anywhere_either_way_is_whole(machine: Machine, verb: str) -> Non
             carrier.run(0, way)
             if way == "apply":
                 assert machine.rules() == whole[0]
-                assert {name: entry[-1] for name, entry in machine.of_others().items()} == whole[1]  # type: ignore[index]
+                assert contents(machine) == whole[1]
                 carrier.run(0, "revert")
-            is_back(machine, before)  # type: ignore[arg-type]
+            is_back(machine, before)
 
 
 def test_what_fails_is_rolled_back(machine: Machine) -> None:
@@ -173,7 +178,7 @@ def test_what_fails_is_rolled_back(machine: Machine) -> None:
     said = carrier.run(1, "apply")
     assert "127.0.0.1:1 does not answer" in said and "rolled back" in said
     assert carrier.result()["outcome"] == "failed"
-    is_back(machine, before)  # type: ignore[arg-type]
+    is_back(machine, before)
 
 
 def test_what_it_cannot_say_blocks_and_changes_nothing(machine: Machine) -> None:

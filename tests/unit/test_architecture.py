@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +16,18 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers", "cloudcfg"),
-    ("actions", "journal", "guard", "holders", "planning", "plan"),
+     "containers", "reduce", "cloudcfg"),
+    ("actions", "journal", "guard", "holders", "planning", "plan", "userdata"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
      "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "cli", "quick", "__main__"),
+    ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.
 OUTSIDE = {"subprocess", "os", "pathlib", "shutil", "tempfile", "socket", "time", "signal", "glob", "platform", "io"}
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+CARRIED = sorted((PACKAGE / "carried").glob("*.py"))  # a program of its own, which knows no floor
+SOURCES = sorted(set(PACKAGE.rglob("*.py")) - set(CARRIED))
 
 
 def room_of(path: Path) -> str:
@@ -88,6 +90,12 @@ def test_only_the_door_touches_the_host(path: Path) -> None:
 def test_one_file_starts_processes() -> None:
     starting = [str(p.relative_to(PACKAGE)) for p in SOURCES if "subprocess" in {m for m, _ in imports(p)}]
     assert starting == ["host/process.py"]
+
+
+@pytest.mark.parametrize("path", CARRIED, ids=lambda p: p.name)
+def test_the_carried_program_imports_nothing_of_ours(path: Path) -> None:
+    from_elsewhere = [module for module, _ in imports(path) if not module.startswith("cloudinit_conntrack.carried.")]
+    assert set(from_elsewhere) <= sys.stdlib_module_names | {"__future__"}
 
 
 def test_cloudinit_is_known_in_one_place_and_not_imported() -> None:

@@ -34,7 +34,7 @@ def image(tmp_path: Path) -> Path:
     target.mkdir()
     for file in source[-1].glob("modules.*"):
         shutil.copy(file, target)
-    (target / "kernel").symlink_to(source[-1] / "kernel")
+    shutil.copytree(source[-1] / "kernel/net", target / "kernel/net")
     return tree
 
 
@@ -49,6 +49,21 @@ def test_an_image_without_a_block_loads(image: Path) -> None:
     assert found[0].evidence.startswith(f"{release}: insmod ")
     assert found[0].evidence.endswith("nf_conntrack.ko")
     assert found[2].evidence == f"{release}: builtin ext4"
+
+
+def test_links_of_the_image_lead_nowhere_else(image: Path, tmp_path: Path) -> None:
+    """By itself modprobe would follow them out of the tree, and find the block of this machine."""
+    outside, inside = tmp_path / "outside", image / str(tmp_path).lstrip("/") / "outside"
+    inside.mkdir(parents=True)
+    shutil.move(image / "usr/lib/modules", inside / "modules")
+    (image / "usr/lib/modules").symlink_to(outside / "modules")
+    (image / "etc/modprobe.d").rmdir()
+    (image / "etc/modprobe.d").symlink_to(outside)
+    outside.mkdir()
+    (outside / "block.conf").write_text(modprobe_conf())
+    assert effects(image, "nf_conntrack", "xt_conntrack") == ["loads", "loads"]
+    shutil.copy(outside / "block.conf", inside)
+    assert effects(image, "nf_conntrack", "xt_conntrack") == ["blocked", "blocked"]
 
 
 def test_our_block_stops_every_way_in(image: Path) -> None:
