@@ -172,6 +172,8 @@ def plan_live(plan: Plan, config: dict[str, Any], backend: str, family: str) -> 
 def is_usual(backend: str, family: str) -> bool:
     """Whether *backend* is what plain ``iptables`` is here, and the other one has no rules."""
     usual = find("ip6tables-save" if family == "ipv6" else "iptables-save")
+    if family == "ipv6" and not os.path.exists("/proc/net/if_inet6"):
+        return False  # ipv6.disable=1
     other = "nft" if backend == "legacy" else "legacy"
     return bool(usual) and ("nft" in os.path.realpath(str(usual))) == (backend == "nft") and not live(other, family)
 
@@ -234,6 +236,6 @@ def plan_block(plan: Plan, config: dict[str, Any]) -> None:
         new = f"# Written by {NAME} (user-data).  To undo: run '{NAME} revert'.\n" + "".join(rows)
     if new and new != text:
         plan.rest += [*plan.proofs, written(BLOCK, found, new, "no rule, service or program loads conntrack again")]
-    elif found and plan.mode == "notrack":
-        plan.rest.append({"action": "WriteFile", "path": BLOCK, "before": found, "after": None,
-                          "reason": "NOTRACK needs nf_conntrack, which this file blocks"})
+    elif found and plan.mode == "notrack":  # before the rules that load it
+        plan.files.insert(0, {"action": "WriteFile", "path": BLOCK, "before": found, "after": None,
+                              "reason": "NOTRACK needs nf_conntrack, which this file blocks"})

@@ -237,6 +237,17 @@ def test_clients_notice_nothing(tmp_path: Path, backend: str, mode: str) -> None
         assert count > 40 and not failed, failed[:5]
 
 
+def test_notrack_takes_the_block_away_before_it_loads_rules(machine: Machine) -> None:
+    block = machine.files / "etc/modprobe.d/00-cloudinit-conntrack.conf"
+    block.write_text("install nf_conntrack /bin/false\n")
+    carrier = Carrier(machine, "notrack")
+    carrier.run(0, "apply")
+    assert carrier.result()["actions"][0]["where"] == "/etc/modprobe.d/00-cloudinit-conntrack.conf"
+    assert not block.exists()
+    carrier.run(0, "revert")
+    assert block.read_text() == "install nf_conntrack /bin/false\n"
+
+
 def test_usage_is_told(machine: Machine) -> None:
     said = Carrier(machine, "stateless").run(2, "apply --force")
     assert re.search(r"usage, as root: cloudinit-conntrack apply\|verify\|plan\|revert", said)
