@@ -682,6 +682,7 @@ def test_the_commands_of_the_readme(live: LiveHost, tmp_path: Path) -> None:
     section = next(block for block in sections if "\nconntrack:" in f"\n{block}")
     (tmp_path / "conntrack.yaml").write_text(section)
     (tmp_path / "rules.v4").write_text(STATEFUL)
+    (tmp_path / "web.yaml").write_text("#cloud-config\npackages: [haproxy]\n")
     lines = [
         line.partition("#")[0].strip()
         for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
