@@ -44,7 +44,8 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "apply":
             verb.add_argument("--confirm-within", metavar="TIME", type=_seconds, default=0.0,
                               help="undo it after TIME (90s, 5m), unless 'confirm' comes over a new connection")
-    _common(verbs.add_parser(pending.VERB))  # without help it is not listed
+    for name in HIDDEN:
+        _common(verbs.add_parser(name))  # without help it is not listed
     return parser
 
 
@@ -76,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         options = make_parser().parse_args(argv)
         if not options.verb:
             raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
-        verb = _await if options.verb == pending.VERB else VERBS[options.verb][0]
-        code = verb(options)
+        code = (HIDDEN.get(options.verb) or VERBS[options.verb][0])(options)
         sys.stdout.flush()  # now, while a failure of it can still be told
         return code
     except ConntrackError as error:
@@ -118,7 +118,10 @@ def _status(options: argparse.Namespace) -> int:
     except ConntrackError as error:  # status is what one asks when something is wrong
         odd.append(Item("journal", error.where, error.what, error.remedy))
     found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
-    _print(replace(found, findings=(*odd, *found.findings)), options)
+    from .enable import looked_at  # here: it loads YAML, which the boot service can do without
+
+    facts, wiring = looked_at(root)
+    _print(replace(found, facts=found.facts + facts, findings=(*odd, *wiring, *found.findings)), options)
     return DONE
 
 
@@ -187,6 +190,22 @@ def _await(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _enable(options: argparse.Namespace) -> int:
+    from . import enable  # here: it loads YAML, which the boot service can do without
+
+    root, _ = _root(options)
+    found = (enable.enable if options.verb == "enable" else enable.disable)(root)
+    _print(found, options)
+    return BLOCKED if found.outcome == "blocked" else DONE
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from .forget import forget  # here: an image is made of a host once
+
+    _print(Report("", "forgotten" if forget(_root(options)[0]) else "nothing-to-do"), options)
+    return DONE
+
+
 def _rewrite(options: argparse.Namespace) -> int:
     from .rewriting import rewrite  # here: no other verb needs all of nftables' language
 
@@ -204,8 +223,12 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
     "revert": (_revert, "undo what apply did, newest first"),
     "confirm": (_confirm, "keep what 'apply --confirm-within' did, over a new connection"),
+    "enable": (_enable, "list the module in this image's cloud-init, behind the distribution's own"),
+    "disable": (_enable, "take out again what enable put in"),
     "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
 }
+# Verbs that programs call: the process that waits for a confirmation, the script that 'cloud-init clean' runs.
+HIDDEN: dict[str, Verb] = {pending.VERB: _await, "forget": _forget}
 
 
 # --- what the verbs share --------------------------------------------------------------

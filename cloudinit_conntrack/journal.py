@@ -170,3 +170,24 @@ def to_undo(entry: Entry, boot: str) -> tuple[Action, ...]:
 
     rest = entry.planned[len(entry.actions):]
     return entry.actions + tuple(a for a in rest if isinstance(a, (LoadRules, LoadNative, UnloadModule)))
+
+
+def files_alone(entries: tuple[Entry, ...]) -> bytes:
+    """The journal of *entries* for a clone of this host's disk: what undoes files, and nothing of this host's kernel.
+
+    Rules and modules that were live before are those of this host, in one of its boots; a clone never had them.  An
+    entry of which nothing stays is left out.  Like that of an image tree it belongs to no boot.
+    """
+    from .actions import Link, RefreshInitramfs, WriteFile
+
+    lines: list[bytes] = []
+    for entry in entries:
+        kept = [n for n, action in enumerate(entry.planned) if isinstance(action, (WriteFile, Link, RefreshInitramfs))]
+        begun = sum(n < len(entry.actions) for n in kept)
+        if not (kept if entry.closed else begun):
+            continue
+        lines.append(begin(entry.number, "", entry.mode, (), tuple(entry.planned[n] for n in kept)))
+        lines += [intent(entry.number, at) for at in range(begun)]
+        lines += [commit(entry.number, ())] if entry.closed else []
+        lines += [undoing(entry.number)] if entry.undoing else []
+    return b"".join(lines)

@@ -20,7 +20,7 @@ COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
 OUTCOME_COLOUR = {
     "done": "green", "nothing-to-do": "green", "verified": "green", "reverted": "green",
     "blocked": "red", "failed": "red", "drift": "yellow", "changes": "yellow", "unconfirmed": "yellow",
-    "confirmed": "green",
+    "confirmed": "green", "enabled": "green", "disabled": "green",
 }
 
 

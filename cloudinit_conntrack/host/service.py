@@ -43,7 +43,7 @@ def observe_service(root: Root = HOST, live: bool = True) -> BootService:
     after, late = _firewalls(root)
     link = root.link_text(LINK) or next(filter(None, map(root.link_text, PACKAGED_LINKS)), "")
     return BootService(True, unit, next(filter(root.exists, PACKAGED), ""), link, taken,
-                       _recorded(unit, root) or (running_program() if live else _installed(root)), after, late,
+                       _recorded(unit, root) or (running_program() if live else installed_program(root)), after, late,
                        _loaded(root))
 
 
@@ -66,7 +66,7 @@ def running_program() -> Program | None:
     return Program(os.path.abspath(sys.executable), script) if sys.executable else None
 
 
-def _installed(root: Root) -> Program | None:
+def installed_program(root: Root) -> Program | None:
     """The package as it is installed in an image tree, for the tree's own Python."""
     python = next(filter(root.exists, _PYTHONS), "")
     places = [f"{library}/{name}/{kind}" for library in _LIBRARIES for name in root.listdir(library)

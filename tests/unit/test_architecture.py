@@ -15,11 +15,11 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers"),
+     "containers", "cloudcfg"),
     ("actions", "journal", "guard", "holders", "planning", "plan"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "unchanged", "run"),
+     "unchanged", "run", "enable", "forget"),
     ("boot", "rewriting", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
