@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = next(
@@ -21,9 +21,8 @@ setup(
     python_requires=">=3.9",
     # cloud-init imports its modules by a top-level name: the face stands beside the package.
     py_modules=["cc_conntrack"],
-    packages=["cloudinit_conntrack", "cloudinit_conntrack.haproxy", "cloudinit_conntrack.host",
-              "cloudinit_conntrack.netfilter", "cloudinit_conntrack.planning"],
-    package_data={"cloudinit_conntrack": ["conntrack.schema.json"]},
+    packages=find_packages(include=["cloudinit_conntrack", "cloudinit_conntrack.*"]),
+    package_data={"cloudinit_conntrack": ["conntrack.schema.json", "carried/*"]},
     install_requires=["PyYAML"],
     entry_points={"console_scripts": ["cloudinit-conntrack = cloudinit_conntrack.cli:main"]},
     classifiers=[

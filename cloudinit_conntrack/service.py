@@ -28,6 +28,8 @@ _TEXT = _MARK + """; changes here are overwritten.
 [Unit]
 Description=Keep connection tracking as configured, before the network starts
 ConditionPathExists=/var/lib/cloudinit-conntrack/desired.json
+# The package was removed: rules stay as they are, and no boot has a failed unit.
+ConditionPathExists={script}
 RequiresMountsFor=/var/lib/cloudinit-conntrack {script}
 # Behind whatever loads saved rules, so that it sees them; before the first packet.
 DefaultDependencies=no
