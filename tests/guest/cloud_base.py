@@ -16,7 +16,7 @@ from .guest_image import MASKED, MASKED_GENERATORS, Entry, Recipe, image
 from .uml import GuestError
 
 MACHINE_ID = "5f0c1b1e4d0a4f6f9d3b6a2c7e8d9f10"
-PACKAGES = (*COMMON, "initramfs-tools", "linux-image-cloud-amd64", "netbase", "nftables", "python3-pip", "sudo")
+PACKAGES = (*COMMON, "apt", "initramfs-tools", "linux-image-cloud-amd64", "netbase", "nftables", "sudo")
 GRUB = Path("/usr/lib/grub/i386-pc/boot.img")
 # grub-mkimage(1): what it takes to read /boot/grub/grub.cfg and a kernel from an ext4 in a partition.
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "normal", "configfile", "linux")
@@ -115,4 +115,5 @@ def disk(target: Path) -> None:
 def _partition(size: int) -> bytes:
     """An entry of the MBR's table: active, Linux; first sector and number of sectors count, cylinders do not."""
     chs = b"\xfe\xff\xff"
-    return b"\x80" + chs + b"\x83" + chs + (START // SECTOR).to_bytes(4, "little") + (size // SECTOR).to_bytes(4, "little")
+    sectors = b"".join((number // SECTOR).to_bytes(4, "little") for number in (START, size))
+    return b"\x80" + chs + b"\x83" + chs + sectors

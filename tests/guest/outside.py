@@ -23,6 +23,10 @@ class Outside:
         self._over = threading.Event()
         self.lines: dict[int, list[str]] = {port: [] for port in ports}  # "" for no answer
 
+    def here(self, port: int) -> int:
+        """The port of loopback that is the guest's *port*."""
+        return self._forwards[port]
+
     def arguments(self) -> list[str]:
         """QEMU's: a network card, and the forwarded ports."""
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{here}-{ADDRESS}:{port}" for port, here in self._forwards.items())
