@@ -28,11 +28,13 @@ source "qemu" "image" {
 }
 
 source "amazon-ebs" "image" {
-  region        = var.amazon_region
-  instance_type = var.amazon_type
-  ssh_username  = var.amazon_ssh_username
-  ami_name      = local.name
-  ena_support   = true
+  # Packer 1.6 signs with RSA keys as sshd has refused since OpenSSH 8.8.
+  temporary_key_pair_type = "ed25519"
+  region                  = var.amazon_region
+  instance_type           = var.amazon_type
+  ssh_username            = var.amazon_ssh_username
+  ami_name                = local.name
+  ena_support             = true
 
   source_ami_filter {
     owners      = [var.amazon_owner]
@@ -47,14 +49,16 @@ source "amazon-ebs" "image" {
 }
 
 source "openstack" "image" {
-  flavor            = var.openstack_flavor
-  networks          = var.openstack_networks
-  source_image_name = var.openstack_image
-  ssh_username      = var.ssh_username
-  image_name        = local.name
+  temporary_key_pair_type = "ed25519"
+  flavor                  = var.openstack_flavor
+  networks                = var.openstack_networks
+  source_image_name       = var.openstack_image
+  ssh_username            = var.ssh_username
+  image_name              = local.name
 }
 
 source "googlecompute" "image" {
+  temporary_key_pair_type = "ed25519"
   project_id              = var.google_account_project
   zone                    = var.google_zone
   source_image_family     = var.google_family
