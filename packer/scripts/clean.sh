@@ -23,6 +23,10 @@ rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
 rm -f /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys
 rm -f /root/.*history /home/*/.*history
 
+for log in wtmp btmp lastlog; do
+    [ ! -e "/var/log/$log" ] || : >"/var/log/$log"
+done
+
 # Addresses: leases, and what cloud-init wrote for this one network card.
 rm -f /var/lib/dhcp/*.leases /var/lib/dhclient/*.lease* /var/lib/NetworkManager/*.lease
 rm -f /var/lib/NetworkManager/secret_key /var/lib/NetworkManager/timestamps

@@ -59,7 +59,8 @@ def bake(package: Path, output: Path, work: Path, more: str = "") -> Bake:
     log = work / "packer.log"
     with log.open("w") as said:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-                              env={**os.environ, **home}, cwd=work, timeout=SECONDS, check=False)  # fmt: skip
+                              env={**os.environ, **home}, cwd=work, timeout=SECONDS, check=False,
+                              start_new_session=True)  # fmt: skip
     (work / "base.raw").unlink()
     return Bake(done.returncode, log.read_text(errors="replace"), output, time.monotonic() - started)
 

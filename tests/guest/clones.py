@@ -69,7 +69,9 @@ class Clone:
         card = self.outside.arguments()
         command += [*card[:-1], f"{card[-1]},mac={self.mac}"]
         with (work / "qemu.log").open("w") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # A session of its own, so that the scheduler gives each guest a share.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                       start_new_session=True)  # fmt: skip
         try:
             yield
             process.wait(120)

@@ -1,7 +1,7 @@
 """The Packer templates: valid for Debian's Packer, formatted, documented; the guest's scripts pass shellcheck.
 
 ``packer validate`` asks each builder for its own view of its values.  Two of them ask somebody else meanwhile: qemu
-fetches the list of sums that an image file names (not here), and openstack logs in, for which a stand-in of ours says yes.
+fetches the list of sums that an image file names (not here), and openstack logs in, at a stand-in of ours.
 """
 
 from __future__ import annotations
