@@ -8,6 +8,7 @@ there is a script that is harmless, and no module that the script would not know
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import perform
@@ -16,6 +17,7 @@ from .cloudcfg import (
     BASE,
     CLEAN,
     CLEAN_DIRECTORY,
+    DIRECTORY,
     DROP_IN,
     KEY,
     CloudInit,
@@ -56,15 +58,17 @@ class Wiring:
 
 def enable(root: Root) -> Report:
     """List our module in the cloud-init of *root*."""
-    return _done(plan_enable(observe_cloud_init(root)), root, "enabled")
+    return _done(plan_enable, observe_cloud_init(root), root, "enabled")
 
 
 def disable(root: Root) -> Report:
     """Take out again what :func:`enable` put in."""
-    return _done(plan_disable(observe_cloud_init(root, asking=False)), root, "disabled")
+    return _done(plan_disable, observe_cloud_init(root, asking=False), root, "disabled")
 
 
-def _done(wiring: Wiring, root: Root, outcome: str) -> Report:
+def _done(again: Callable[[CloudInit], Wiring], found: CloudInit, root: Root, outcome: str) -> Report:
+    """Do what *again* plans for *found*; done is when it plans nothing more."""
+    wiring = again(found)
     if wiring.blockers:
         return Report("", "blocked", blockers=wiring.blockers, findings=wiring.findings)
     if not wiring.actions:
@@ -74,6 +78,8 @@ def _done(wiring: Wiring, root: Root, outcome: str) -> Report:
         for action in wiring.actions:
             done.append(action)
             _perform(action, root)
+        if again(observe_cloud_init(root, asking=False)).actions:
+            raise HostError("cloud-init's files are not as planned", DROP_IN, "this may be our defect: report it")
     except ConntrackError:
         for action in reversed(done):
             perform.undo(replace(action, before=action.after, after=action.before), root)
@@ -98,9 +104,12 @@ def plan_enable(found: CloudInit) -> Wiring:
     if not found.program:
         return Wiring(blockers=(Item("cloud-init:none", BASE, "there is no cloud-init here",
                                      "install cloud-init first, or use 'cloudinit-conntrack apply' without it"),))
-    findings = tuple(Item(f"cloud-init:unread:{file.path}", file.path,
-                          f"cloud-init passes over this file ({file.problem})", "mend it")
-                     for file in found.files if file.problem)
+    if found.files[0].problem:
+        return Wiring(blockers=_unread(found.files[:1]))
+    findings = _unread(found.files)
+    if found.importing and not found.importing.asked:
+        findings += (Item("cloud-init:unasked", found.program, "its Python could not be started here, so its usual "
+                          "paths were looked through", "look at 'cloudinit-conntrack status' where the image runs"),)
     by_hand = listed_by(found.files)
     if by_hand:
         note = Item("cloud-init:listed", by_hand, "our module is listed here by hand, so nothing is added")
@@ -116,6 +125,11 @@ def plan_enable(found: CloudInit) -> Wiring:
     touched = found.drop_in is not None and not is_untouched(_text(found.drop_in))
     note = Item("cloud-init:changed", DROP_IN, "it was changed by hand since, and lists our module: it is left alone")
     return Wiring(actions, (), (*findings, note) if touched else findings)
+
+
+def _unread(files: tuple[ConfigFile, ...]) -> tuple[Item, ...]:
+    return tuple(Item(f"cloud-init:unread:{file.path}", file.path, f"cloud-init passes over this file ({file.problem})",
+                      "mend it") for file in files if file.problem)
 
 
 def _drop_in(found: CloudInit) -> tuple[WriteFile, ...]:
@@ -157,6 +171,9 @@ def _places_taken(found: CloudInit) -> tuple[Item, ...]:
 
 def _unclear(found: CloudInit) -> tuple[Item, ...]:
     """Blockers for a list that is not known, or that would be taken instead of ours."""
+    directory = found.files[0].directory
+    if directory is not None and directory.rstrip("/") != DIRECTORY:
+        return (Item("cloud-init:conf_d", BASE, f"its conf_d says that {DIRECTORY} is not read", f"{_BY_HAND} here"),)
     return tuple(item for file in found.files for item in _unclear_file(file))
 
 
@@ -273,8 +290,9 @@ def facts_of(found: CloudInit) -> tuple[tuple[tuple[str, str], ...], tuple[Item,
         overridden = tuple(item for file in found.files if ours for item in _unclear_file(file))
         return (("cloud-init", "does not list our module ('cloudinit-conntrack enable')"),), overridden
     problem = problem_of(found.importing)
-    findings = (*((problem,) if problem else ()), *_stale(found, ours if where == DROP_IN else None))
-    return (("cloud-init", f"runs our module ({where})"),), findings
+    unread = _unread(found.files)
+    stale = _stale(found, ours) if where == DROP_IN and not found.files[0].problem else ()
+    return (("cloud-init", f"runs our module ({where})"),), (*((problem,) if problem else ()), *unread, *stale)
 
 
 def _stale(found: CloudInit, ours: ConfigFile | None) -> tuple[Item, ...]:

@@ -26,7 +26,7 @@ from .actions import (
 )
 from .errors import HostError
 from .holders import all_holders
-from .host import entries, modules, observe, process, rules
+from .host import entries, inside, modules, observe, process, rules
 from .host.entries import Entry
 from .host.root import Root
 from .netfilter.iptables import parse_ruleset
@@ -41,11 +41,14 @@ INITRAMFS_SECONDS = 600.0  # half a minute is usual, more on a small machine
 
 
 def check(action: Action, root: Root) -> None:
-    """HostError when what *action* replaces was changed since it was planned.
+    """HostError when what *action* replaces was changed since it was planned, or a tree's tool cannot run here.
 
     Before it is written down: undoing an act that never began would undo somebody else's change.
     """
-    if isinstance(action, WriteFile):
+    if isinstance(action, RefreshInitramfs) and not root.is_host:
+        inside.starts_inside(root, action.argv, INITRAMFS_SECONDS)
+        known = True
+    elif isinstance(action, WriteFile):
         found = root.read_image(action.path)
         known = _same(found, action.before) or _same(found, action.after)
     elif isinstance(action, LoadNative):
@@ -73,7 +76,7 @@ def undo(action: Action, root: Root) -> tuple[str, ...]:
         return _put_back(action, root)
     if isinstance(action, Link):
         return _link_back(action, root)
-    if not root.is_host:
+    if not root.is_host and not isinstance(action, RefreshInitramfs):
         return (f"{action.where}: left alone, {root.path} is not the running host",)
     if isinstance(action, LoadRules):
         return _rules_back(action, root)
@@ -303,8 +306,12 @@ def _prove_starting(action: ProveStarting, root: Root) -> None:
 
 
 def _refresh(action: RefreshInitramfs, root: Root) -> None:
-    if not action.only_back:
+    if action.only_back:
+        return
+    if root.is_host:
         process.run(action.argv, timeout=INITRAMFS_SECONDS)
+    else:
+        inside.run_inside(root, action.argv, INITRAMFS_SECONDS)
 
 
 _PERFORM: dict[type[object], Callable[..., object]] = {

@@ -271,6 +271,7 @@ class State:
     there is no iptables.  *native* is ``None`` where nft is not there or its rules cannot be
     read (a note says so).
     *haproxy* are the files that ``flows.haproxy_cfg`` names, in haproxy's order.
+    *shipped* are the modules that need conntrack in any kernel of an image tree.
     """
 
     kernel: Kernel | None
@@ -288,3 +289,4 @@ class State:
     boot: BootService | None = None
     initramfs: Initramfs | None = None
     surroundings: Surroundings = Surroundings()
+    shipped: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from .config import Desired
 from .errors import BusyError, ConntrackError, HostError, RollbackError, UnconfirmedError, UsageError, words_of
 from .host import journalfile, modules, pending
 from .host.pending import Pending
-from .host.root import Root
+from .host.root import HOST, Root
 from .journal import Entry
 from .plan import Plan, make_plan
 from .rehearsal import rehearsed
@@ -24,6 +24,7 @@ from .state import FileImage
 from .verify import Before, Evidence
 
 Progress = Callable[[str], None]
+_OF_IMAGE = "an apply that came with the image is undone in its files; live rules and modules follow at the next boot"
 # What does not stop the way back.
 _FAILURES = (ConntrackError, OSError, MemoryError)
 
@@ -69,10 +70,12 @@ def apply(
             verify.demand(evidence)
             _keep(desired, section, root)
             return Applied("nothing-to-do", plan, evidence, notes)
+        kernels = root if live else HOST  # an image tree's rules are tried on this machine
+        loaded = perform.loaded_modules(kernels)
         try:
             plan = rehearsed(plan)
-        finally:  # rules that were tried may have loaded what they need
-            modules.unload_strays(before, None, root)
+        finally:  # and may have loaded what they need
+            modules.unload_strays(loaded, None, kernels)
         reached = verify.before_apply(desired, plan, state, root) if live else Before()
         found = _perform(desired, section, plan, before, reached, root, live, progress, confirm)
         return Applied("unconfirmed" if confirm else "done", plan, found, notes)
@@ -283,6 +286,8 @@ def revert(root: Root, progress: Progress) -> Reverted:
         for entry in reversed(entries):
             failed, told = _undo_entry(entry, root, progress)
             notes += told
+            if root.is_host and not entry.boot:
+                notes.append(_OF_IMAGE)
             problems += failed
             if problems:
                 continue

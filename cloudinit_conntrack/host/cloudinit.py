@@ -77,8 +77,10 @@ def _interpreter(content: bytes) -> tuple[str, ...]:
 def _asked(words: tuple[str, ...], root: Root) -> Importing | None:
     """What cloud-init's Python says; ``None`` where it cannot be started (another machine's tree)."""
     within = () if root.is_host else ("chroot", root.path)
+    # As systemd starts it: without HOME, Python finds root's own packages by the password file.
+    argv = [*within, "env", "-u", "HOME", *words, "-B", "-c", _QUESTION, *_NAMES]
     try:
-        done = run([*within, *words, "-B", "-c", _QUESTION, *_NAMES], timeout=_SECONDS, check=False, most=_MOST_OUTPUT)
+        done = run(argv, timeout=_SECONDS, check=False, most=_MOST_OUTPUT)
     except HostError as error:
         return None if within else Importing(True, words, problem=str(error))
     if within and done.status in _NOT_STARTED:

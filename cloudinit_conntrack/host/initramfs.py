@@ -21,13 +21,34 @@ _COARSE = 2_000_000_000  # ns: FAT, on which some hosts have /boot, counts two s
 
 
 def observe_initramfs(root: Root = HOST, live: bool = True) -> Initramfs | None:
-    """The initramfs of the running kernel, where something in it asks for conntrack; else ``None``."""
+    """The initramfs of the running kernel, where something in it asks for conntrack; else ``None``.
+
+    In an image tree: those of all its kernels, and the tree's own tool.
+    """
     names = tuple(_named(root))
     if not names:
         return None
+    if not live:
+        images = tuple(_images(root))
+        stale = not images or any(_is_stale(root, image) for image in images)
+        return Initramfs(_tool_of_tree(root) if images else (), ", ".join(images), names, stale)
     release = (root.read_text("/proc/sys/kernel/osrelease") or "").strip() if live else ""
     image = next(filter(root.exists, (place.format(release) for place in _IMAGES)), "") if release else ""
     return Initramfs(_tool(release, image) if image else (), image, names, _is_stale(root, image))
+
+
+def _images(root: Root) -> Iterator[str]:
+    """The images in /boot of the kernels whose modules are there: not the one that rescues."""
+    for release in root.listdir("/lib/modules"):
+        yield from filter(root.exists, (place.format(release) for place in _IMAGES))
+
+
+def _tool_of_tree(root: Root) -> tuple[str, ...]:
+    """Both write the images of all kernels again; dracut leaves host-only mode by itself, since no /sys is there."""
+    for argv in (("update-initramfs", "-u", "-k", "all"), ("dracut", "--force", "--regenerate-all")):
+        if any(root.exists(f"{place}/{argv[0]}") for place in ("/usr/sbin", "/usr/bin", "/sbin")):
+            return argv
+    return ()
 
 
 def _named(root: Root) -> Iterator[tuple[str, str]]:

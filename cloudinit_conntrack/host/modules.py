@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import CommandError, HostError
-from ..kmod import is_packet_filter_module, normal, parse_proc_modules
+from ..kmod import dependants, is_packet_filter_module, normal, parse_proc_modules
 from ..state import Module, Resolution
 from .process import Completed, failure, quoted, run
 from .root import HOST, Root
@@ -42,9 +42,9 @@ def resolve(names: Iterable[str], root: Root = HOST,
     releases = tuple(r for r in kernels if root.exists(f"/lib/modules/{r}/modules.dep.bin"))
     if not releases:
         return tuple(Resolution(name, "missing", "there is no kernel under /lib/modules") for name in wanted)
-    with _configuration(root) as directory:
+    with _copy(root, releases) as directory:
         # kmod 30: -d moves only /lib/modules, -C replaces all configuration directories.
-        options = {release: ("-d", root.path, "-C", directory, "-S", release) for release in releases}
+        options = {r: ("-d", directory, "-C", f"{directory}/modprobe.d", "-S", r) for r in releases}
         return tuple(_worst([_ask(name, options[r], f"{r}: ") for r in releases]) for name in wanted)
 
 
@@ -76,8 +76,8 @@ def _worst(answers: list[Resolution]) -> Resolution:
 
 
 @contextmanager
-def _configuration(root: Root) -> Iterator[str]:
-    """A copy of the tree's modprobe.d: modprobe itself would follow its links out of the root."""
+def _copy(root: Root, releases: Iterable[str]) -> Iterator[str]:
+    """What modprobe reads of the tree, copied: by itself it would follow the tree's links out of the root."""
     import tempfile  # here: an image tree alone needs it, and it takes a tenth of our start
 
     chosen: dict[str, bytes] = {}
@@ -87,9 +87,39 @@ def _configuration(root: Root) -> Iterator[str]:
                 chosen[name] = root.read_bytes(f"{place}/{name}") or b""
     with tempfile.TemporaryDirectory(prefix="cloudinit-conntrack-") as directory:
         for name, content in chosen.items():
-            with open(os.path.join(directory, name), "xb") as file:
-                file.write(content)
+            _put(f"{directory}/modprobe.d", name, content)
+        for release in releases:
+            _copy_kernel(root, f"/lib/modules/{release}", f"{directory}/lib/modules/{release}")
+        os.makedirs(f"{directory}/modprobe.d", exist_ok=True)
         yield directory
+
+
+def _copy_kernel(root: Root, place: str, copy: str) -> None:
+    """The index of a kernel's modules, and an empty file for each module: kmod leaves out what is not there."""
+    for name in root.listdir(place):
+        if name.startswith("modules.") and not root.is_directory(f"{place}/{name}"):
+            _put(copy, name, root.read_bytes(f"{place}/{name}") or b"")
+    named: dict[str, set[str]] = {}
+    for line in (root.read_text(f"{place}/modules.dep") or "").splitlines():
+        directory, slash, name = line.partition(":")[0].rpartition("/")
+        if slash and directory[:1] != "/" and ".." not in directory.split("/") and "\0" not in line:
+            named.setdefault(directory, set()).add(name)
+    for directory, names in named.items():
+        for name in names.intersection(root.listdir(f"{place}/{directory}")):
+            _put(f"{copy}/{directory}", name, b"")
+
+
+def _put(directory: str, name: str, content: bytes) -> None:
+    if not os.path.isdir(directory):
+        os.makedirs(directory)
+    with open(f"{directory}/{name}", "wb") as file:
+        file.write(content)
+
+
+def image_dependants(root: Root) -> tuple[str, ...]:
+    """What needs conntrack in any kernel of an image tree, by each one's modules.dep; sorted."""
+    texts = (root.read_text(f"/lib/modules/{release}/modules.dep") for release in root.listdir("/lib/modules"))
+    return tuple(sorted({name for text in texts for name in dependants(text or "")}))
 
 
 def loaded(name: str, root: Root = HOST) -> Module | None:

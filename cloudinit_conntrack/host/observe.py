@@ -15,7 +15,7 @@ from ..state import Kernel, NativeFile, OtherNamespace, Resolution, SavedFile, S
 from .haproxy import haproxy_files
 from .initramfs import observe_initramfs
 from .kernel import observe_kernel
-from .modules import all_loaded, resolve, unload_strays
+from .modules import all_loaded, image_dependants, resolve, unload_strays
 from .namespaces import other_namespaces
 from .native import native_rules
 from .nftfile import saved_native, with_rules
@@ -42,7 +42,9 @@ def observe(
     cannot load a module.  :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
-    before = tuple(module.name for module in all_loaded(root)) if live and not looking else ()
+    # The nft files of an image tree are loaded here too, where nothing of it may stay.
+    loading, kernels = not (live and looking), root if live else HOST
+    before = tuple(module.name for module in all_loaded(kernels)) if loading else ()
     found = _live(root, names, resolving) if live else _image(root, names)
     state = replace(found, haproxy=haproxy_files(haproxy, root))
     files = tuple(with_rules(file, root, live, looking) if wanted and wanted(state, file) else file
@@ -50,8 +52,9 @@ def observe(
     if files == state.native_saved:
         return state
     kernel = state.kernel
-    if live and not looking:  # loading may have loaded modules
-        unload_strays(before, None, root)
+    if loading:  # and loading may have loaded modules
+        unload_strays(before, None, kernels)
+    if kernel is not None and loading:
         kernel = observe_kernel(root, names)
     return replace(state, native_saved=files, kernel=kernel)
 
@@ -62,7 +65,7 @@ def _image(root: Root, names: tuple[str, ...]) -> State:
     return State(None, saved=_saved(root, around), block=root.read_image(BLOCK_PATH), resolutions=resolutions,
                  sshd_ports=sshd_ports(root, False), notes=notes, native_saved=saved_native(root),
                  boot=observe_service(root, False), initramfs=observe_initramfs(root, False),
-                 surroundings=around)
+                 surroundings=around, shipped=image_dependants(root))
 
 
 def _live(root: Root, names: tuple[str, ...], resolving: bool) -> State:

@@ -113,22 +113,41 @@ def quoted(argv: Sequence[str]) -> str:
 @contextmanager
 def private_namespace() -> Iterator[str]:
     """A fresh network namespace, gone at the end; gives its path for ``run(netns=...)``."""
-    words = ("unshare", "--net", "--", "cat")
+    with _private("net", "--net") as path:
+        yield path
+
+
+@contextmanager
+def private_mounts() -> Iterator[str]:
+    """A copy of our mounts for ``nsenter --mount=``, gone at the end with all that is mounted in it."""
+    with _private("mnt", "--mount", "--propagation", "private") as path:
+        yield path
+
+
+@contextmanager
+def _private(kind: str, *options: str) -> Iterator[str]:
+    words = ("unshare", *options, "--", "cat")
     process = _start(words, subprocess.PIPE)
     try:
-        path = f"/proc/{process.pid}/ns/net"
+        path = f"/proc/{process.pid}/ns/{kind}"
         deadline = time.monotonic() + 10
-        while process.poll() is None and _link(path) in ("", _link("/proc/self/ns/net")):
+        while process.poll() is None and not _is_made(process.pid, path, kind):
             if time.monotonic() > deadline:
-                raise CommandError("made no network namespace within 10 seconds", quoted(words))
+                raise CommandError("made no namespace within 10 seconds", quoted(words))
             time.sleep(0.002)
         if process.returncode is not None:
             err = process.stderr.read(_SHOWN) if process.stderr else b""
             raise failure(Completed(words, process.returncode, "", err.decode("utf-8", "replace")),
-                          "run as root, on a kernel with network namespaces")
+                          "run as root, on a kernel with namespaces")
         yield path
     finally:
         _end(process)
+
+
+def _is_made(pid: int, path: str, kind: str) -> bool:
+    """Whether the namespace is there, and what makes it has given way to cat: mounts are private only then."""
+    there = _link(path) not in ("", _link(f"/proc/self/ns/{kind}"))
+    return there and os.path.basename(_link(f"/proc/{pid}/exe")) != "unshare"
 
 
 def _link(path: str) -> str:

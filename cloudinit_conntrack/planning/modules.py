@@ -102,7 +102,7 @@ def _dependants(draft: Draft, found: FileImage | None) -> set[str]:
     """What this kernel's modules.dep names, and what an earlier kernel's did: hosts boot back and forth."""
     kernel = draft.state.kernel
     named = kmod.dependants_blocked(decoded(found.content)) if found else set()
-    return named.union(kernel.dependants if kernel else ())
+    return named.union(kernel.dependants if kernel else draft.state.shipped)
 
 
 def _proof(draft: Draft, saved: SavedFile) -> ProveLoading:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chroots import SUITES, Suite, make_chroot
-from installation import bare_machine, installed_layer
+from installation import bare_machine, listed_layer, package_layer
 from machines import Machine, machine
 
 Installed = Callable[[Suite], AbstractContextManager[Machine]]
@@ -43,18 +43,32 @@ def bare(suite: Suite, chroot_of: ChrootOf) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="session")
-def installed_on(chroot_of: ChrootOf, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def packaged_on(chroot_of: ChrootOf, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Suite], Path]:
+    """Makes layers with our package, which cloud-init does not list."""
+    return cache(lambda suite: package_layer(chroot_of(suite), tmp_path_factory.mktemp(suite.name)))
+
+
+@pytest.fixture(scope="session")
+def installed_on(
+    chroot_of: ChrootOf, packaged_on: Callable[[Suite], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
     """Makes machines with our package, listed in cloud.cfg as ``[conntrack, always]``."""
 
     @cache
     def layer(suite: Suite) -> Path:
-        return installed_layer(chroot_of(suite), tmp_path_factory.mktemp(suite.name))
+        return listed_layer(chroot_of(suite), packaged_on(suite), tmp_path_factory.mktemp(f"{suite.name}-listed"))
 
-    return lambda suite: machine(layer(suite), chroot_of(suite))
+    return lambda suite: machine(layer(suite), packaged_on(suite), chroot_of(suite))
+
+
+@pytest.fixture
+def packages(chroot_of: ChrootOf, packaged_on: Callable[[Suite], Path]) -> Installed:
+    """Makes machines with our package, which cloud-init does not list."""
+    return lambda suite: machine(packaged_on(suite), chroot_of(suite))
 
 
 @pytest.fixture
 def installed(suite: Suite, installed_on: Installed) -> Iterator[Machine]:
-    """One such machine."""
+    """One that lists it."""
     with installed_on(suite) as made:
         yield made

@@ -28,8 +28,8 @@ def bare_machine(chroot: Path) -> Iterator[Machine]:
         yield made
 
 
-def installed_layer(chroot: Path, layer: Path) -> Path:
-    """Put on the bare machine our package, and ``[conntrack, always]`` in cloud.cfg.
+def package_layer(chroot: Path, layer: Path) -> Path:
+    """Put our package on the bare machine, and have it listed nowhere.
 
     *layer* becomes all that then differs from *chroot*, to mount machines with.
     """
@@ -40,9 +40,20 @@ def installed_layer(chroot: Path, layer: Path) -> Path:
         with made.boot() as boot:  # compiled once, as a Debian package's postinst does
             names = (MODULE.name, PACKAGE.name)
             boot.run("python3", "-m", "compileall", "-q", *(f"{DIST_PACKAGES}/{name}" for name in names))
-        _list_module(made.root / "etc/cloud/cloud.cfg")
-        subprocess.run(["cp", "-a", f"{made.changed}/.", layer], check=True, timeout=60)
+        _keep(made, layer)
     return layer
+
+
+def listed_layer(chroot: Path, package: Path, layer: Path) -> Path:
+    """On top of *package*: ``[conntrack, always]`` in cloud.cfg, by hand."""
+    with machine(package, chroot) as made:
+        _list_module(made.root / "etc/cloud/cloud.cfg")
+        _keep(made, layer)
+    return layer
+
+
+def _keep(made: Machine, layer: Path) -> None:
+    subprocess.run(["cp", "-a", f"{made.changed}/.", layer], check=True, timeout=60)
 
 
 def _list_module(config: Path) -> None:

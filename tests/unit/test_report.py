@@ -103,7 +103,7 @@ def test_a_terminal_gets_colour_and_nothing_else_changes() -> None:
 
 @pytest.mark.parametrize("outcome", sorted(OUTCOME_COLOUR))
 def test_every_outcome_has_a_colour_that_fits(outcome: str) -> None:
-    good = outcome in ("done", "nothing-to-do", "verified", "reverted", "confirmed")
+    good = outcome in ("done", "nothing-to-do", "verified", "reverted", "confirmed", "enabled", "disabled")
     colour = "32" if good else "31" if outcome in ("blocked", "failed") else "33"
     assert (
         report.text(Report("", outcome), colour=True) == f"\033[{colour}m{outcome.replace('-', ' ')}\033[0m  mode -\n"
