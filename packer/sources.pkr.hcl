@@ -79,4 +79,13 @@ source "azure-arm" "image" {
   ssh_username                      = "packer"
   managed_image_name                = local.name
   managed_image_resource_group_name = var.azure_resource_group
+
+  dynamic "plan_info" {
+    for_each = var.azure_plan ? [var.azure_image] : []
+    content {
+      plan_publisher = plan_info.value[0]
+      plan_product   = plan_info.value[1]
+      plan_name      = plan_info.value[2]
+    }
+  }
 }

@@ -86,6 +86,11 @@ variable "azure_image" {
   description = "Publisher, offer and SKU at Azure."
 }
 
+variable "azure_plan" {
+  type        = bool
+  description = "Whether that image has terms at Azure, which somebody of your subscription accepts once."
+}
+
 # qemu
 
 variable "seed" {

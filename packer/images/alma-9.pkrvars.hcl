@@ -9,3 +9,4 @@ amazon_ssh_username = "ec2-user"
 google_family       = "almalinux-9"
 google_project      = "almalinux-cloud"
 azure_image         = ["almalinux", "almalinux-x86_64", "9-gen2"]
+azure_plan          = true

@@ -9,3 +9,4 @@ amazon_ssh_username = "admin"
 google_family       = "debian-12"
 google_project      = "debian-cloud"
 azure_image         = ["Debian", "debian-12", "12-gen2"]
+azure_plan          = false

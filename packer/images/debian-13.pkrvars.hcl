@@ -9,3 +9,4 @@ amazon_ssh_username = "admin"
 google_family       = "debian-13"
 google_project      = "debian-cloud"
 azure_image         = ["Debian", "debian-13", "13-gen2"]
+azure_plan          = false

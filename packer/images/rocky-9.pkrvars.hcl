@@ -9,3 +9,4 @@ amazon_ssh_username = "rocky"
 google_family       = "rocky-linux-9"
 google_project      = "rocky-linux-cloud"
 azure_image         = ["resf", "rockylinux-x86_64", "9-base"]
+azure_plan          = true

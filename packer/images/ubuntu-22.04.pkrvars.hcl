@@ -9,3 +9,4 @@ amazon_ssh_username = "ubuntu"
 google_family       = "ubuntu-2204-lts"
 google_project      = "ubuntu-os-cloud"
 azure_image         = ["Canonical", "0001-com-ubuntu-server-jammy", "22_04-lts-gen2"]
+azure_plan          = false

@@ -9,3 +9,4 @@ amazon_ssh_username = "ubuntu"
 google_family       = "ubuntu-2404-lts-amd64"
 google_project      = "ubuntu-os-cloud"
 azure_image         = ["Canonical", "ubuntu-24_04-lts", "server"]
+azure_plan          = false

@@ -115,8 +115,9 @@ def test_the_templates_are_formatted(place: Path) -> None:
 
 
 def test_scripts_pass_shellcheck() -> None:
-    scripts = [PACKER / "seed.sh", *sorted((PACKER / "scripts").glob("*.sh"))]
-    assert len(scripts) == 4 and all(os.access(path, os.X_OK) for path in scripts)
+    hooks = (PACKER / "diskimage-builder").glob("elements/*/*.d/*")
+    scripts = [PACKER / "seed.sh", *(PACKER / "scripts").iterdir(), *hooks, PACKER / "mkosi" / "mkosi.finalize"]
+    assert len(scripts) == 8 and all(os.access(path, os.X_OK) for path in scripts)
     done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 
