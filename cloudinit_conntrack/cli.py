@@ -41,12 +41,21 @@ def make_parser() -> argparse.ArgumentParser:
             verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
+        if name == "userdata":
+            _userdata_options(verb)
         if name == "apply":
             verb.add_argument("--confirm-within", metavar="TIME", type=_seconds, default=0.0,
                               help="undo it after TIME (90s, 5m), unless 'confirm' comes over a new connection")
     for name in HIDDEN:
         _common(verbs.add_parser(name))  # without help it is not listed
     return parser
+
+
+def _userdata_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--merge", metavar="FILE", help="more user-data to carry along: cloud-config, a script, MIME")
+    verb.add_argument("--compress", action="store_true", help="with gzip, which cloud-init unpacks")
+    verb.add_argument("-o", "--output", metavar="OUT", help="write it there instead of standard output")
+    verb.add_argument("--check", metavar="FILE", help="say what the user-data FILE carries, and write none")
 
 
 def _seconds(text: str) -> float:
@@ -215,6 +224,12 @@ def _rewrite(options: argparse.Namespace) -> int:
     return rewrite(options, desired_from_section(_section(options)) if options.config is not None else None)
 
 
+def _userdata(options: argparse.Namespace) -> int:
+    from .carrying import make  # here: no other verb needs MIME and the parser of Python
+
+    return make(options)
+
+
 Verb = Callable[[argparse.Namespace], int]
 VERBS: dict[str, tuple[Verb, str]] = {
     "status": (_status, "what is tracked now, and who holds conntrack"),
@@ -226,6 +241,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "enable": (_enable, "list the module in this image's cloud-init, behind the distribution's own"),
     "disable": (_enable, "take out again what enable put in"),
     "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
+    "userdata": (_userdata, "write user-data that carries the whole program to a stock cloud image"),
 }
 # Verbs that programs call: the process that waits for a confirmation, the script that 'cloud-init clean' runs.
 HIDDEN: dict[str, Verb] = {pending.VERB: _await, "forget": _forget}

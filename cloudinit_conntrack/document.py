@@ -48,21 +48,33 @@ def section_of(text: bytes, name: str) -> object:
     *name* is how messages call the document.  ConfigError, with ``NAME:LINE`` or the
     path, for a text that is no such document or goes beyond the limits.
     """
-    decoded = _decoded(text, name)
     try:
-        loader = _Loader(decoded, name)
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise _without_section([], name)
-        loader.values = 0
-        loader.check(root, "", 0)
-        loader.flatten_mapping(root)
+        loader, root = _read(text, name)
         for key, value in reversed(root.value):
             if key.tag == _TAG + "str" and key.value == "conntrack":
                 return loader.build(value, "conntrack")
     except yaml.YAMLError as error:
         raise _syntax(error, name) from None
     raise _without_section([str(key.value)[:40] for key, _ in root.value[:100]], name)
+
+
+def keys_of(text: bytes, name: str) -> tuple[str, ...]:
+    """The top-level keys of the same kind of document.  ConfigError as in :func:`section_of`."""
+    try:
+        return tuple(str(key.value) for key, _ in _read(text, name)[1].value)
+    except yaml.YAMLError as error:
+        raise _syntax(error, name) from None
+
+
+def _read(text: bytes, name: str) -> tuple[_Loader, yaml.MappingNode]:
+    loader = _Loader(_decoded(text, name), name)
+    root = loader.get_single_node()
+    if not isinstance(root, yaml.MappingNode):
+        raise _without_section([], name)
+    loader.values = 0
+    loader.check(root, "", 0)
+    loader.flatten_mapping(root)
+    return loader, root
 
 
 def _decoded(text: bytes, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
 
 from ..errors import ConntrackError, UsageError
@@ -21,6 +22,22 @@ def read_input(path: str, most: int) -> bytes:
             return opened.read(most + 1)
     except OSError as error:
         raise ConntrackError(f"cannot be read ({error.strerror})", path, "give a readable file") from None
+
+
+def write_output(path: str, content: bytes) -> None:
+    """Write *content* to the file that the caller named: links and pipes are followed."""
+    try:
+        with open(path, "wb") as opened:
+            opened.write(content)
+    except OSError as error:
+        raise ConntrackError(f"cannot be written ({error.strerror})", path, "name another place") from None
+
+
+def own_text(name: str) -> str:
+    """A file of our own package, wherever it is (a directory, or a zip file)."""
+    found = pkgutil.get_data(__package__.partition(".")[0], name)
+    assert found is not None  # its loader knows files
+    return found.decode()
 
 
 def tree(path: str) -> Root:

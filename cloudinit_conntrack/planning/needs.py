@@ -18,7 +18,7 @@ BOTH = ("stateless", "unload")
 UNLOAD = ("unload",)
 
 
-def _always(_: Surroundings) -> bool:
+def always(_: Surroundings) -> bool:
     return True
 
 
@@ -37,7 +37,7 @@ class Row:
     source: str
     blocks: tuple[str, ...] = BOTH
     told: tuple[str, ...] = ()
-    when: Callable[[Surroundings], bool] = _always
+    when: Callable[[Surroundings], bool] = always
     place: str = ""
 
 
@@ -68,7 +68,7 @@ def docker_left_alone(around: Surroundings) -> bool:
     return isinstance(found, dict) and found.get("iptables") is False and found.get("ip6tables", True) is False
 
 
-def _docker_writes(around: Surroundings) -> bool:
+def docker_writes(around: Surroundings) -> bool:
     return not docker_left_alone(around)
 
 
@@ -118,7 +118,7 @@ _OR_NOTRACK = "or keep conntrack for it with 'mode: notrack'"
 ROWS: tuple[Row, ...] = (
     Row("docker", ("docker.service", "docker.socket"), f"docker writes nat rules at every start; {_NO_NAT}",
         f"'systemctl disable --now docker docker.socket', {_OR_NOTRACK}",
-        "moby: libnetwork/iptables", when=_docker_writes),
+        "moby: libnetwork/iptables", when=docker_writes),
     Row("docker", ("docker.service", "docker.socket"),
         "docker is told not to write rules (daemon.json); swarm's overlay networks would all the same",
         "do not use published ports or overlay networks on this host",

@@ -26,7 +26,7 @@ from tests.netns.injector import Injector
 import json
 
 APPLY, REVERT = ["apply", "-c", "/root/desired.yaml"], ["revert"]
-PLACES = "/etc/sysconfig /etc/iptables /etc/modprobe.d /etc/default /var/lib/cloudinit-conntrack".split()
+PLACES = "/etc/sysconfig /etc/iptables /etc/modprobe.d /var/lib/cloudinit-conntrack".split()
 SETTINGS = "/sys/module/nf_conntrack/parameters/hashsize", "/proc/sys/net/netfilter/nf_conntrack_max"
 
 def run(argv, point=None):

@@ -29,6 +29,7 @@ SSH = 22
 SERVED = (80, 8080)
 DOMAIN = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 SECONDS = 1.5  # for a connection: one more SYN after a second
+PATIENCE = (SECONDS, 5.0, 20.0)  # for one that worked before: a machine that others starve is no lockout
 
 # A command of ours for each line of standard input, in a process of its own that has everything imported.
 SERVER = """
@@ -148,11 +149,11 @@ def _echo(taken: socket.socket) -> None:
             taken.sendall(heard)
 
 
-def connected(net: Topology, family: str) -> socket.socket | None:
+def connected(net: Topology, family: str, seconds: float = SECONDS) -> socket.socket | None:
     """A fresh connection to ssh's port that has carried a byte there and back, or ``None``."""
     with net.client.inside():
         opened = socket.socket(DOMAIN[family], socket.SOCK_STREAM)
-    opened.settimeout(SECONDS)
+    opened.settimeout(seconds)
     try:
         opened.connect((address(family, "host"), SSH))
         if works(opened):
@@ -228,7 +229,8 @@ class Campaign:
         for family, opened in held.items():
             if opened is None:
                 continue
-            fresh = connected(self.net, family)
+            tries = (connected(self.net, family, seconds) for seconds in PATIENCE)
+            fresh = next(filter(None, tries), None)
             assert fresh is not None, f"no fresh connection over {family}: {where}"
             fresh.close()
             assert not old_too or works(opened), f"the open connection over {family} is dead: {where}"
