@@ -5,7 +5,8 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests image bench lockout fuzz clean
+.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests image bench lockout fuzz \
+	packages packaged clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,7 @@ demo: ## the main job in a guest: before, apply, second boot, revert
 	python3 -m tests.guest.demo
 
 test: prepare ## everything that CI runs
+	@packages/prepare
 	$(ALONE) tests/netns
 	$(TOGETHER) tests
 
@@ -58,6 +60,13 @@ lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after
 
 fuzz: prepare ## FUZZ mutated inputs (20000) of each kind that we read
 	FUZZ=$(or $(FUZZ),20000) $(PYTEST) tests/unit/test_fuzz.py
+
+packages: ## sdist, wheel, .deb and .rpm into dist/ (docs/packages.md)
+	@packages/build dist
+
+packaged: prepare ## packages: lintian, the same bytes twice, each shell, every test in Debian 11, 12 and 13
+	@packages/prepare fish lintian zsh
+	PACKAGED=1 $(PYTEST) tests/packages
 
 clean: ## remove what was built
 	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

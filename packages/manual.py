@@ -59,7 +59,7 @@ def _option(option: Option) -> str:
 
 
 def _sentence(text: str) -> str:
-    """*text* as a sentence and a line of input: ``.`` begins a request (groff(7)), and names keep their first letter."""
+    """*text* as a sentence and a line of input: ``.`` begins a request (groff(7)), names keep their first letter."""
     begin = text.split()[0]
     text = _escaped(text[:1].upper() + text[1:] if begin.isalpha() else text) + "."
     return f"\\&{text}" if text.startswith(".") else text

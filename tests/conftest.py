@@ -62,6 +62,8 @@ def _group_of(item: pytest.Item) -> str:
     if folder == "cloudinit" and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
         suite = item.callspec.params.get("suite") or item.callspec.params.get("version")
         return f"cloud-init-{suite.version}" if suite else ""
+    if folder == "packages":
+        return folder
     return module if (folder, module) == ("unit", "test_tools") else ""
 
 

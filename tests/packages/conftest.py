@@ -13,6 +13,9 @@ from tests.cloudinit.machines import Machine, machine
 
 from .building import Dist, build, older
 
+# Packagers' tools, a second build, every test in every release: minutes, and asked for by PACKAGED.
+THOROUGHLY = bool(os.environ.get("PACKAGED"))
+collect_ignore = [] if THOROUGHLY else ["test_packages_thoroughly.py"]
 RELEASES = {suite.name: suite for suite in SUITES if suite.name != "sid"}
 
 
@@ -31,7 +34,14 @@ def old_deb(dist: Dist, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=RELEASES)
 def clean(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with cloud-init that never saw our package."""
+    """A machine of each release, with cloud-init, that never saw our package."""
+    with machine(make_chroot(RELEASES[request.param], print)) as made:
+        yield made
+
+
+@pytest.fixture(params=RELEASES if THOROUGHLY else ["bookworm"])
+def somewhere(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """The same, in one release: for what does not depend on its dpkg, its Python and its cloud-init."""
     with machine(make_chroot(RELEASES[request.param], print)) as made:
         yield made
 

@@ -18,6 +18,7 @@ from .conftest import RELEASES
 DROP_IN = "/etc/cloud/cloud.cfg.d/99-cloudinit-conntrack.cfg"
 UNIT = "/etc/systemd/system/cloudinit-conntrack.service"
 WANTED = "/etc/systemd/system/sysinit.target.wants/cloudinit-conntrack.service"
+BLOCK = "/etc/modprobe.d/00-cloudinit-conntrack.conf"
 RULES = "/etc/iptables/rules.v4"
 STATEFUL = """\
 *filter
@@ -101,80 +102,81 @@ def test_an_upgrade_keeps_state_and_writes_the_list_anew(clean: Machine, dist: D
     assert differing(clean, chroot_of(clean)) == ["+etc/cloud/cloud.cfg.d/10-mine.cfg"]
 
 
-def test_an_upgrade_enables_nothing(clean: Machine, dist: Dist, old_deb: Path) -> None:
-    with clean.boot() as boot:
-        dpkg(boot, clean, "--install", old_deb)
-        dpkg(boot, clean, "--install", dist.deb)
-    assert [path for path in differing(clean, chroot_of(clean)) if not path.startswith("+usr/")] == []
+def test_an_upgrade_enables_nothing(somewhere: Machine, dist: Dist, old_deb: Path) -> None:
+    with somewhere.boot() as boot:
+        dpkg(boot, somewhere, "--install", old_deb)
+        dpkg(boot, somewhere, "--install", dist.deb)
+    assert [path for path in differing(somewhere, chroot_of(somewhere)) if not path.startswith("+usr/")] == []
 
 
 def test_a_package_that_changes_cloud_init_has_the_list_written_anew(
-    clean: Machine, dist: Dist, tmp_path: Path
+    somewhere: Machine, dist: Dist, tmp_path: Path
 ) -> None:
     other = neighbour(tmp_path, "/etc/cloud/cloud.cfg.d/20-other.cfg", "cloud_config_modules: [ntp, theirs]\n")
-    with clean.boot() as boot:
-        dpkg(boot, clean, "--install", dist.deb)
+    with somewhere.boot() as boot:
+        dpkg(boot, somewhere, "--install", dist.deb)
         boot.run("cloudinit-conntrack", "enable")
         assert "theirs" not in listed(boot)
-        dpkg(boot, clean, "--install", other)
+        dpkg(boot, somewhere, "--install", other)
         assert "theirs" in listed(boot)
 
 
-def test_a_list_that_cannot_be_written_anew_fails_no_upgrade(clean: Machine, dist: Dist, old_deb: Path) -> None:
-    with clean.boot() as boot:
-        dpkg(boot, clean, "--install", old_deb)
+def test_a_list_that_cannot_be_written_anew_fails_no_upgrade(somewhere: Machine, dist: Dist, old_deb: Path) -> None:
+    with somewhere.boot() as boot:
+        dpkg(boot, somewhere, "--install", old_deb)
         boot.run("cloudinit-conntrack", "enable")
         before = boot.read(DROP_IN)
         boot.write("/etc/cloud/cloud.cfg.d/99-later.cfg", "cloud_config_modules: [ntp]\n")
-        said = dpkg(boot, clean, "--install", dist.deb)
+        said = dpkg(boot, somewhere, "--install", dist.deb)
         assert "run 'cloudinit-conntrack enable' again" in said
         assert "99-later.cfg" in said
         assert boot.read(DROP_IN) == before
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
-def test_removed_no_boot_is_degraded(clean: Machine, dist: Dist, broken: bool) -> None:
+def test_removed_no_boot_is_degraded(somewhere: Machine, dist: Dist, broken: bool) -> None:
     """Even if the program cannot run any more: a missing module in the list degrades each boot."""
-    with clean.boot() as boot:
-        dpkg(boot, clean, "--install", dist.deb)
+    with somewhere.boot() as boot:
+        dpkg(boot, somewhere, "--install", dist.deb)
         boot.run("cloudinit-conntrack", "enable")
         if broken:
             boot.run("rm", "/usr/lib/python3/dist-packages/cloudinit_conntrack/errors.py")
-        dpkg(boot, clean, "--remove")
-        left = differing(clean, chroot_of(clean))
+        dpkg(boot, somewhere, "--remove")
+        left = differing(somewhere, chroot_of(somewhere))
     # A directory that "enable" made, and that only the program knows as its own.
-    empty = ["+etc/cloud/clean.d"] if broken else []
+    empty = ["+etc/cloud/somewhere.d"] if broken else []
     assert [path for path in left if path[1:].startswith("etc/") and path not in empty] == []
-    assert not any((clean.root / "etc/cloud").rglob("*cloudinit-conntrack*"))
+    assert not any((somewhere.root / "etc/cloud").rglob("*cloudinit-conntrack*"))
 
 
-def test_removed_it_leaves_rules_alone_and_says_so(clean: Machine, dist: Dist) -> None:
-    with clean.boot() as boot:
-        stateless = applied(boot, clean, dist)
-        said = dpkg(boot, clean, "--remove")
+def test_removed_it_leaves_rules_alone_and_says_so(somewhere: Machine, dist: Dist) -> None:
+    with somewhere.boot() as boot:
+        stateless = applied(boot, somewhere, dist)
+        said = dpkg(boot, somewhere, "--remove")
         assert "cloudinit-conntrack revert" in said
         assert (live(boot), boot.read(RULES)) == stateless
         assert starts(boot) == 1
-        dpkg(boot, clean, "--install", dist.deb)
+        dpkg(boot, somewhere, "--install", dist.deb)
         assert starts(boot) == 0
         boot.run("cloudinit-conntrack", "revert")
         assert boot.read(RULES) == STATEFUL
         assert "--state" in boot.run("iptables-save")
-        assert "revert" not in dpkg(boot, clean, "--purge")
+        assert "revert" not in dpkg(boot, somewhere, "--purge")
         boot.run("rm", "-r", "/etc/iptables", "/etc/cloud/conntrack.yaml")
-    assert differing(clean, chroot_of(clean)) == []
+    assert differing(somewhere, chroot_of(somewhere)) == []
 
 
-def test_purged_it_keeps_the_undo_log_of_what_was_not_reverted(clean: Machine, dist: Dist) -> None:
-    with clean.boot() as boot:
-        stateless = applied(boot, clean, dist)
-        said = dpkg(boot, clean, "--purge")
+def test_purged_it_keeps_the_undo_log_of_what_was_not_reverted(somewhere: Machine, dist: Dist) -> None:
+    with somewhere.boot() as boot:
+        stateless = applied(boot, somewhere, dist)
+        boot.write(BLOCK, "install nf_conntrack /bin/false\n")
+        said = dpkg(boot, somewhere, "--purge")
         assert "/var/backups/cloudinit-conntrack" in said
         assert (live(boot), boot.read(RULES)) == stateless
         assert boot.run("stat", "-c", "%a %U", "/var/backups/cloudinit-conntrack") == "700 root\n"
-        for gone in (UNIT, WANTED, "/var/lib/cloudinit-conntrack", "/run/cloudinit-conntrack"):
+        for gone in (UNIT, WANTED, BLOCK, "/var/lib/cloudinit-conntrack", "/run/cloudinit-conntrack"):
             assert boot.attempt("test", "-L", gone, "-o", "-e", gone).returncode == 1, gone
-        dpkg(boot, clean, "--install", dist.deb)
+        dpkg(boot, somewhere, "--install", dist.deb)
         boot.run("mv", "/var/backups/cloudinit-conntrack", "/var/lib/cloudinit-conntrack")
         boot.run("cloudinit-conntrack", "revert")
         assert boot.read(RULES) == STATEFUL
@@ -203,7 +205,6 @@ def starts(boot: Boot) -> int:
     text = boot.read(UNIT)
     assert boot.attempt("test", "-L", WANTED).returncode == 0
     conditions = [line for line in text.splitlines() if line.startswith("Condition")]
-    assert len(conditions) == 2
     return boot.attempt("systemd-analyze", "condition", *conditions).returncode
 
 
