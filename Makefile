@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests bench lockout fuzz \
+.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests image bench lockout fuzz \
 	packages packaged clean
 
 help: ## say what there is
@@ -47,6 +47,9 @@ guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 
 
 guests: prepare ## full guests of Debian 11, 12 and 13: seven boots, half an hour
 	FULL_GUESTS=all $(PYTEST) tests/guest/test_full_debians.py
+
+image: prepare ## bake a Debian 12 image by Packer's qemu builder, boot two clones (build/image; a quarter of an hour)
+	IMAGE=build/image $(PYTEST) -s tests/guest/test_image.py
 
 bench: prepare ## the rewrite beside the kernel's own loader; a boot with nothing to do
 	.venv/bin/python -m bench.rewrite

@@ -16,12 +16,16 @@ PAUSE = 1.0
 
 
 class Outside:
-    """Asks each of the guest's *ports* for its first line, about once a second."""
+    """Asks each of the guest's *ports* for its first line, about once a second; *others* are only forwarded."""
 
-    def __init__(self, ports: Sequence[int]) -> None:
-        self._forwards = {port: _free_port() for port in ports}
+    def __init__(self, ports: Sequence[int], others: Sequence[int] = ()) -> None:
+        self._forwards = {port: _free_port() for port in (*ports, *others)}
         self._over = threading.Event()
         self.lines: dict[int, list[str]] = {port: [] for port in ports}  # "" for no answer
+
+    def here(self, port: int) -> int:
+        """The port of loopback that is the guest's *port*."""
+        return self._forwards[port]
 
     def arguments(self) -> list[str]:
         """QEMU's: a network card, and the forwarded ports."""
@@ -32,7 +36,7 @@ class Outside:
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Asks until the block ends."""
-        threads = [threading.Thread(target=self._ask, args=(port,), daemon=True) for port in self._forwards]
+        threads = [threading.Thread(target=self._ask, args=(port,), daemon=True) for port in self.lines]
         for thread in threads:
             thread.start()
         try:

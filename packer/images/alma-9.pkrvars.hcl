@@ -1,0 +1,12 @@
+image               = "alma-9"
+ssh_username        = "almalinux"
+qemu_url            = "https://repo.almalinux.org/almalinux/9/cloud/x86_64/images/AlmaLinux-9-GenericCloud-latest.x86_64.qcow2"
+qemu_checksum       = "file:https://repo.almalinux.org/almalinux/9/cloud/x86_64/images/CHECKSUM"
+openstack_image     = "alma-9"
+amazon_owner        = "764336703387"
+amazon_image        = "AlmaLinux OS 9.* x86_64*"
+amazon_ssh_username = "ec2-user"
+google_family       = "almalinux-9"
+google_project      = "almalinux-cloud"
+azure_image         = ["almalinux", "almalinux-x86_64", "9-gen2"]
+azure_plan          = true

@@ -1,0 +1,12 @@
+image               = "debian-11"
+ssh_username        = "debian"
+qemu_url            = "https://cloud.debian.org/images/cloud/bullseye/latest/debian-11-genericcloud-amd64.qcow2"
+qemu_checksum       = "file:https://cloud.debian.org/images/cloud/bullseye/latest/SHA512SUMS"
+openstack_image     = "debian-11"
+amazon_owner        = "136693071363"
+amazon_image        = "debian-11-amd64-*"
+amazon_ssh_username = "admin"
+google_family       = "debian-11"
+google_project      = "debian-cloud"
+azure_image         = ["Debian", "debian-11", "11-gen2"]
+azure_plan          = false

@@ -1,0 +1,12 @@
+image               = "debian-12"
+ssh_username        = "debian"
+qemu_url            = "https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2"
+qemu_checksum       = "file:https://cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS"
+openstack_image     = "debian-12"
+amazon_owner        = "136693071363"
+amazon_image        = "debian-12-amd64-*"
+amazon_ssh_username = "admin"
+google_family       = "debian-12"
+google_project      = "debian-cloud"
+azure_image         = ["Debian", "debian-12", "12-gen2"]
+azure_plan          = false

@@ -1,0 +1,12 @@
+image               = "debian-13"
+ssh_username        = "debian"
+qemu_url            = "https://cloud.debian.org/images/cloud/trixie/latest/debian-13-genericcloud-amd64.qcow2"
+qemu_checksum       = "file:https://cloud.debian.org/images/cloud/trixie/latest/SHA512SUMS"
+openstack_image     = "debian-13"
+amazon_owner        = "136693071363"
+amazon_image        = "debian-13-amd64-*"
+amazon_ssh_username = "admin"
+google_family       = "debian-13"
+google_project      = "debian-cloud"
+azure_image         = ["Debian", "debian-13", "13-gen2"]
+azure_plan          = false

@@ -1,0 +1,12 @@
+image               = "rocky-9"
+ssh_username        = "rocky"
+qemu_url            = "https://dl.rockylinux.org/pub/rocky/9/images/x86_64/Rocky-9-GenericCloud.latest.x86_64.qcow2"
+qemu_checksum       = "file:https://dl.rockylinux.org/pub/rocky/9/images/x86_64/CHECKSUM"
+openstack_image     = "rocky-9"
+amazon_owner        = "792107900819"
+amazon_image        = "Rocky-9-EC2-Base-9.*.x86_64*"
+amazon_ssh_username = "rocky"
+google_family       = "rocky-linux-9"
+google_project      = "rocky-linux-cloud"
+azure_image         = ["resf", "rockylinux-x86_64", "9-base"]
+azure_plan          = true

@@ -1,0 +1,12 @@
+image               = "ubuntu-2204"
+ssh_username        = "ubuntu"
+qemu_url            = "https://cloud-images.ubuntu.com/jammy/current/jammy-server-cloudimg-amd64.img"
+qemu_checksum       = "file:https://cloud-images.ubuntu.com/jammy/current/SHA256SUMS"
+openstack_image     = "ubuntu-22.04"
+amazon_owner        = "099720109477"
+amazon_image        = "ubuntu/images/hvm-ssd/ubuntu-jammy-22.04-amd64-server-*"
+amazon_ssh_username = "ubuntu"
+google_family       = "ubuntu-2204-lts"
+google_project      = "ubuntu-os-cloud"
+azure_image         = ["Canonical", "0001-com-ubuntu-server-jammy", "22_04-lts-gen2"]
+azure_plan          = false

@@ -1,0 +1,12 @@
+image               = "ubuntu-2404"
+ssh_username        = "ubuntu"
+qemu_url            = "https://cloud-images.ubuntu.com/noble/current/noble-server-cloudimg-amd64.img"
+qemu_checksum       = "file:https://cloud-images.ubuntu.com/noble/current/SHA256SUMS"
+openstack_image     = "ubuntu-24.04"
+amazon_owner        = "099720109477"
+amazon_image        = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-*"
+amazon_ssh_username = "ubuntu"
+google_family       = "ubuntu-2404-lts-amd64"
+google_project      = "ubuntu-os-cloud"
+azure_image         = ["Canonical", "ubuntu-24_04-lts", "server"]
+azure_plan          = false
