@@ -5,7 +5,7 @@ PYTEST := .venv/bin/python -m pytest
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not alone"
 ALONE := $(PYTEST) -m alone
 
-.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests bench lockout fuzz clean
+.PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests bench lockout fuzz autoscaling clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,5 +56,12 @@ lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after
 fuzz: prepare ## FUZZ mutated inputs (20000) of each kind that we read
 	FUZZ=$(or $(FUZZ),20000) $(PYTEST) tests/unit/test_fuzz.py
 
+# The clouds' own tools are heavy (two minutes to install): an environment of their own.
+autoscaling: prepare ## the templates of examples/autoscaling, by cfn-lint, moto, Heat, and systemd in a guest
+	[ -x .venv-autoscaling/bin/cfn-lint ] || { python3 -m venv .venv-autoscaling && \
+		.venv-autoscaling/bin/pip install -q -r tests/autoscaling/requirements.txt; }
+	AUTOSCALING=1 .venv-autoscaling/bin/python -m pytest --confcutdir=tests/autoscaling tests/autoscaling
+	AUTOSCALING=1 $(PYTEST) tests/guest/test_full_gate.py
+
 clean: ## remove what was built
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-autoscaling build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,8 @@ from .uml import CHECKOUT
 
 # Half an hour on two cores: make guests.
 collect_ignore = [] if os.environ.get("FULL_GUESTS") else ["test_full_debians.py"]
+# Two boots of a whole guest: make autoscaling.
+collect_ignore += [] if os.environ.get("AUTOSCALING") else ["test_full_gate.py"]
 
 
 def pytest_collection_finish() -> None:

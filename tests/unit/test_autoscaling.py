@@ -35,7 +35,7 @@ def _short_form(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> object:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_multi_constructor("!", _short_form)  # type: ignore[no-untyped-call]
+_Loader.add_multi_constructor("!", _short_form)
 
 
 def _resources(name: str) -> dict[str, Any]:
