@@ -6,7 +6,7 @@ TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-r
 ALONE := $(PYTEST) -m alone
 
 .PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests image bench lockout fuzz \
-	packages packaged clean
+	packages packaged autoscaling clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,5 +68,12 @@ packaged: prepare ## packages: lintian, the same bytes twice, each shell, every 
 	@packages/prepare fish lintian zsh
 	PACKAGED=1 $(PYTEST) tests/packages
 
+# The clouds' own tools are heavy (two minutes to install): an environment of their own.
+autoscaling: prepare ## the templates of examples/autoscaling, by cfn-lint, moto, Heat, and systemd in a guest
+	[ -x .venv-autoscaling/bin/cfn-lint ] || { python3 -m venv .venv-autoscaling && \
+		.venv-autoscaling/bin/pip install -q -r tests/autoscaling/requirements.txt; }
+	AUTOSCALING=1 .venv-autoscaling/bin/python -m pytest --confcutdir=tests/autoscaling tests/autoscaling
+	AUTOSCALING=1 $(PYTEST) tests/guest/test_full_gate.py
+
 clean: ## remove what was built
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-autoscaling build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

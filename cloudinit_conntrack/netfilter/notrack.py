@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from ipaddress import ip_network
 
 from . import stateful
 from .bypass import OWNER, TAG, Bypass, Flow, is_own
@@ -259,7 +260,20 @@ def _meets(rule: Rule, chain: str, bypass: Bypass) -> bool:
     source_side = rule.target in ("MASQUERADE", "SNAT", "NETMAP", "SAME")
     if source_side and not named:
         return False  # it names no port: what haproxy sends has this host's own address already
-    flows = [f for f in bypass.frontends + bypass.backends if protocol is None or protocol.value == f.protocol]
+    # What leaves from a frontend is an answer, and an answer is never translated by a rule.
+    candidates = bypass.backends if source_side and chain == "POSTROUTING" else bypass.frontends + bypass.backends
+    flows = [f for f in candidates if (protocol is None or protocol.value == f.protocol) and not _elsewhere(rule, f)]
     if not named:
         return bool(flows) and rule.first("-s", "-d", "-i") is None
     return any(a <= f.ports[1] and f.ports[0] <= b for a, b in named for f in flows)
+
+
+def _elsewhere(rule: Rule, flow: Flow) -> bool:
+    """Whether *rule* is for other destinations than those of *flow*."""
+    to = rule.first("-d")
+    if to is None or to.negated or not flow.address:
+        return False
+    try:
+        return not ip_network(to.value).overlaps(ip_network(flow.address))
+    except ValueError:
+        return False  # a mask with holes in it

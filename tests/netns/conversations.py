@@ -57,11 +57,11 @@ class World:
             self.sockets.append(listener)
             self.tasks.append(asyncio.ensure_future(self._accept(listener)))
 
-    def answer(self, place: Namespace, *ports: int) -> None:
-        """Send every UDP datagram to these ports back to where it came from."""
+    def answer(self, place: Namespace, *ports: int, own: str = "") -> None:
+        """Send every UDP datagram to these ports, of *own* or any address, back to where it came from."""
         for port in ports:
             service = open_socket(place, self.family, socket.SOCK_DGRAM)
-            service.bind(("", port))
+            service.bind((own, port))
             self.sockets.append(service)
             asyncio.get_running_loop().add_reader(service, _echo, service)
 

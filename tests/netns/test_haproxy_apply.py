@@ -3,76 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from . import applying
+from . import applying, serving
 from .applying import Machine
-from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
 
 pytestmark = pytest.mark.usefixtures("mount_points")
 
-CONFIGURATION = """\
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 5s
-    timeout server 5s
-
-listen four
-    bind *:80
-    server app {four}:8080 check inter 300ms
-
-listen six
-    bind :::80 v6only
-    server app [{six}]:8080 check inter 300ms
-
-listen admin
-    bind :8404
-    stats enable
-    stats uri /
-"""
+ADMIN = "\nlisten admin\n    bind :8404\n    stats enable\n    stats uri /\n"
 PORTS = ("80", "8080")
 
 
 @pytest.fixture(params=BACKENDS)
 def balancer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Topology, Machine]]:
     """A host with haproxy, between a client and a server; all of them run."""
-    with topology() as net, ExitStack() as running:
+    with topology() as net:
         made = Machine(net.host, request.param, tmp_path)
         made.prepare()
-        text = CONFIGURATION.format(four=address("ipv4", "backend"), six=address("ipv6", "backend"))
-        (tmp_path / "haproxy.cfg").write_text(text, encoding="ascii")
-        pages = tmp_path / "pages"
-        pages.mkdir()
-        (pages / "index.html").write_text("served", encoding="ascii")
-        running.enter_context(_program(net.backend, pages, sys.executable, "-m", "http.server", "8080", "--bind", "::"))
-        haproxy = shutil.which("haproxy")
-        assert haproxy, "haproxy is missing: run 'make prepare'"
-        running.enter_context(_program(net.host, tmp_path, haproxy, "-db", "-f", "haproxy.cfg"))
-        yield net, made
-
-
-@contextmanager
-def _program(place: Namespace, cwd: Path, *argv: str) -> Iterator[None]:
-    with place.inside():
-        started = subprocess.Popen(argv, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env={"PATH": os.environ["PATH"]})  # fmt: skip
-    try:
-        yield
-    finally:
-        started.send_signal(signal.SIGKILL)
-        started.wait(10)
+        four = serving.listener("four", "*:80", f"{address('ipv4', 'backend')}:8080")
+        six = serving.listener("six", ":::80 v6only", f"[{address('ipv6', 'backend')}]:8080")
+        path = tmp_path / "haproxy.cfg"
+        path.write_text(serving.TIMEOUTS + four + six + ADMIN, encoding="ascii")
+        with serving.pages(net.backend, tmp_path / "pages", 8080), serving.haproxy(net.host, path):
+            yield net, made
 
 
 def _config(machine: Machine, mode: str = "notrack") -> str:
@@ -83,15 +41,8 @@ def _config(machine: Machine, mode: str = "notrack") -> str:
 
 
 def _served(net: Topology, family: str) -> str:
-    """What a client gets over *family*; a server that haproxy has not yet found alive is waited for."""
-    host = address(family, "host")
-    url = f"http://[{host}]/" if family == "ipv6" else f"http://{host}/"
-    until = time.monotonic() + 15
-    while True:
-        done = net.client.run("curl", "-s", "-f", "-g", "--max-time", "3", url, check=False)
-        if done.returncode == 0 or time.monotonic() > until:
-            return done.stdout
-        time.sleep(0.2)
+    """What a client gets over *family*."""
+    return serving.fetch(net.client, address(family, "host"))
 
 
 def _tracked(net: Topology) -> set[tuple[str, str]]:

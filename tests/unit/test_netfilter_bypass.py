@@ -275,6 +275,9 @@ NAT = "*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{}\nCOMMIT\n"
         "-A OUTPUT -p udp --dport 53 -j REDIRECT",
         "-A PREROUTING -p tcp --dport 1:100 -j REDIRECT --to-ports 8000",
         "-A PREROUTING -p tcp --dport http -j REDIRECT --to-ports 8000",
+        "-A PREROUTING ! -d 10.1.0.0/16 -p tcp --dport 8080 -j REDIRECT --to-ports 8000",
+        "-A POSTROUTING -d 10.0.0.0/8 -p tcp --dport 8080 -j MASQUERADE",
+        "-A POSTROUTING -d 10.0.0.1/255.0.0.255 -p tcp --dport 8080 -j MASQUERADE",
     ],
 )
 def test_a_nat_rule_on_a_flow_blocks(rule: str) -> None:
@@ -290,6 +293,9 @@ def test_a_nat_rule_on_a_flow_blocks(rule: str) -> None:
         "-A PREROUTING -p tcp --dport 25 -j REDIRECT --to-ports 2525",
         "-A PREROUTING -p udp --dport 80 -j REDIRECT --to-ports 8000",
         "-A POSTROUTING -s 172.17.0.0/16 -o eth0 -j MASQUERADE",
+        # docker's, for a container that listens on a backend's port, and on a frontend's
+        "-A POSTROUTING -s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 8080 -j MASQUERADE",
+        "-A POSTROUTING -s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE",
     ],
 )
 def test_a_nat_rule_beside_the_flows_does_not_block(rule: str) -> None:
