@@ -26,10 +26,10 @@ def test_cfn_lint() -> None:
 
 def test_cfn_lint_would_find_a_fault(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
-    broken.write_text(TEMPLATE.read_text(encoding="utf-8").replace("DefaultResult: ABANDON", "DefaultResult: STAY"))
+    broken.write_text(TEMPLATE.read_text(encoding="utf-8").replace("MaxSize:", "MostSize:"))
     command = [str(Path(sys.executable).with_name("cfn-lint")), "--regions", REGION, "--", str(broken)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0 and "STAY" in done.stdout
+    assert done.returncode != 0 and "MostSize" in done.stdout
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Without a cloud: what asks Nova or Octavia whether a flavor or a pool exists is 
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,9 @@ def made(name: str, text: str = "") -> Any:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(os.listdir(HERE)))
+@pytest.mark.parametrize("name", ["heat-group.yaml", "heat-node.yaml"])
 def test_heat_accepts_it(name: str) -> None:
-    """heat-group.yaml, heat-node.yaml."""
-    if name.startswith("heat-"):
-        assert made(name).resources
+    assert made(name).resources
 
 
 def test_a_node_is_in_the_pool_only_behind_its_wait_condition() -> None:
