@@ -13,6 +13,7 @@ import pytest
 from heat.common import context, template_format
 from heat.common.exception import HeatException
 from heat.engine import environment, resources, stack, template
+from oslo_config import cfg
 
 HERE = Path(__file__).parents[2] / "examples" / "autoscaling"
 PARAMETERS = {"image": "haproxy-stateless", "flavor": "small", "network": "front", "pool": "web"}
@@ -21,6 +22,7 @@ PARAMETERS = {"image": "haproxy-stateless", "flavor": "small", "network": "front
 @cache
 def types() -> bool:
     """Every resource type that Heat knows; loading them takes seconds."""
+    cfg.CONF([], project="heat", default_config_files=[])  # this machine's own settings are not the test's
     resources.initialise()
     return True
 
