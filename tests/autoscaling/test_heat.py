@@ -13,6 +13,7 @@ import pytest
 from heat.common import context, template_format
 from heat.common.exception import HeatException
 from heat.engine import environment, resources, stack, template
+from oslo_config import cfg
 
 HERE = Path(__file__).parents[2] / "examples" / "autoscaling"
 PARAMETERS = {"image": "haproxy-stateless", "flavor": "small", "network": "front", "pool": "web"}
@@ -21,6 +22,7 @@ PARAMETERS = {"image": "haproxy-stateless", "flavor": "small", "network": "front
 @cache
 def types() -> bool:
     """Every resource type that Heat knows; loading them takes seconds."""
+    cfg.CONF([], project="heat", default_config_files=[])  # this machine's own settings are not the test's
     resources.initialise()
     return True
 
@@ -49,8 +51,7 @@ def test_a_node_is_in_the_pool_only_behind_its_wait_condition() -> None:
     assert "told" in needs["node"] and "told" in needs["stateless"]
 
 
-@pytest.mark.parametrize("old, new", [("timeout: 900", "timeout: soon"), ("handle:", "handel:"),
-                                      ("depends_on: stateless", "depends_on: stateles")])
+@pytest.mark.parametrize("old, new", [("handle:", "handel:"), ("depends_on: stateless", "depends_on: stateles")])
 def test_heat_would_find_a_fault(old: str, new: str) -> None:
     text = (HERE / "heat-node.yaml").read_text(encoding="utf-8")
     assert old in text
