@@ -6,12 +6,15 @@ cloud that write down how they were called.  The templates as a whole: ``make au
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import hcl2
 import pytest
 import yaml
 
@@ -59,7 +62,19 @@ def _heat() -> str:
     return str(text).replace("$notify", "curl -i -X POST")
 
 
-USER_DATA = {"ec2": _ec2, "heat": _heat}
+def _google() -> dict[str, Any]:
+    """google.tf as python-hcl2 reads it; strings keep their quotes there."""
+    found = hcl2.loads((HERE / "google.tf").read_text(encoding="utf-8"))
+    return dict(json.loads(re.sub(r'\\"', "", json.dumps(found))))
+
+
+def _google_data() -> str:
+    found = re.fullmatch(r"<<-EOT\n(.*)EOT", _google()["locals"][0]["user_data"], re.DOTALL)
+    assert found is not None
+    return textwrap.dedent(found[1].rstrip(" "))
+
+
+USER_DATA = {"ec2": _ec2, "heat": _heat, "google": _google_data}
 
 
 @pytest.mark.parametrize("name", USER_DATA)
@@ -125,6 +140,35 @@ def test_who_says_nothing_is_replaced() -> None:
     assert hook["LifecycleHookName"] == "stateless"
     nodes = _resources("heat-node.yaml")
     assert nodes["member"]["depends_on"] == "stateless" and nodes["stateless"]["properties"]["count"] == 1
+
+
+def test_googles_group_asks_haproxy_and_nothing_else() -> None:
+    """haproxy starts when "verify" holds, so the health check is the gate; every name that is used is there."""
+    found = _google()
+    resources = {f"{kind}.{name}": body for block in found["resource"] for kind, named in block.items()
+                 for name, body in named.items() if isinstance(body, dict)}
+    variables = {name for block in found["variable"] for name in block}
+    text = (HERE / "google.tf").read_text(encoding="utf-8")
+    for kind, name in re.findall(r"\b(google_\w+)\.(\w+)\.id\b", text):
+        assert f"{kind}.{name}" in resources
+    assert set(re.findall(r"\bvar\.(\w+)", text)) == variables
+    group = resources["google_compute_region_instance_group_manager.nodes"]
+    (healing,), (update,) = group["auto_healing_policies"], group["update_policy"]
+    check = resources["google_compute_region_health_check.serves"]
+    assert healing["health_check"] == "${google_compute_region_health_check.serves.id}"
+    assert check["http_health_check"][0]["port"] == 80 and healing["initial_delay_sec"] == 600
+    assert update["max_unavailable_fixed"] == 0 < update["max_surge_fixed"]
+    template = resources["google_compute_region_instance_template.node"]
+    assert template["metadata"] == {"user-data": "${local.user_data}"}
+    assert "runcmd" not in yaml.safe_load(_google_data())  # nobody has to say anything
+
+
+def test_googles_template_is_written_as_hcl_is(tmp_path: Path) -> None:
+    copy = tmp_path / "google.pkr.hcl"  # the formatter looks at the language, and at this name
+    copy.write_bytes((HERE / "google.tf").read_bytes())
+    done = subprocess.run(["packer", "fmt", "-check", "-diff", str(copy)], capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_one_gate_for_both_kinds_of_image() -> None:
