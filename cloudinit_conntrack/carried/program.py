@@ -156,11 +156,11 @@ def at_boot(config: dict[str, Any]) -> int:
 
     A package that is installed does it all, and better.
     """
-    package, command = f"/usr/bin/{NAME}", f"/usr/local/sbin/{NAME}"
-    again = f"/var/lib/cloud/scripts/per-boot/{NAME}"
-    if os.path.exists(package):
-        print(run([package, "apply", "-c", "-"], json.dumps({"conntrack": config["section"]})))
-        return 0
+    command, again = f"/usr/local/sbin/{NAME}", f"/var/lib/cloud/scripts/per-boot/{NAME}"
+    for package in (f"/usr/bin/{NAME}", f"/usr/local/bin/{NAME}"):
+        if os.path.exists(package):
+            print(run([package, "apply", "-c", "-"], json.dumps({"conntrack": config["section"]})))
+            return 0
     own = read(os.path.abspath(sys.argv[0]))
     for path, text in ((command, own), (again, f"#!/bin/sh\nexec {command} boot\n")):
         if read(path) != text:

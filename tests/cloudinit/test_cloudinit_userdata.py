@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from chroots import Suite
 from installation import PRODUCT
 from machines import Boot, Machine
@@ -89,6 +90,11 @@ def test_a_stock_image_becomes_stateless_and_stays_so(suite: Suite, bare: Machin
         boot.run(COMMAND, "apply")
         boot.run(COMMAND, "revert")
         assert firewall(boot).texts[2:] == before.texts[2:]
+        boot.write("/usr/bin/cloudinit-conntrack", "#!/bin/sh\necho $* >/root/asked; cat >/root/given\n")
+        boot.run("chmod", "755", "/usr/bin/cloudinit-conntrack")
+        boot.run(AGAIN)  # a package that came later is handed the section
+        assert boot.read("/root/asked") == "apply -c -\n"
+        assert json.loads(boot.read("/root/given")) == yaml.safe_load(SECTION)
         boot.write("/var/lib/cloudinit-conntrack/off", "")
         boot.run(AGAIN)  # what the last stage of the next boot runs
         assert firewall(boot).texts[2:] == before.texts[2:]
