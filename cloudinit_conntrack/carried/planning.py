@@ -15,6 +15,8 @@ CORE = ("nf_conntrack", "nf_conntrack_ipv4", "nf_conntrack_ipv6", "ip_conntrack"
 FAMILIES = ("ipv4", "ipv6")
 SAVED = (("/etc/sysconfig/iptables", "ipv4"), ("/etc/sysconfig/ip6tables", "ipv6"),
          ("/etc/iptables/rules.v4", "ipv4"), ("/etc/iptables/rules.v6", "ipv6"))
+LOADERS = {"/etc/sysconfig/iptables": "iptables.service", "/etc/sysconfig/ip6tables": "ip6tables.service"}
+NATIVE_SAVED = ("/etc/nftables.conf", "/etc/sysconfig/nftables.conf")
 NATIVE = re.compile(r'"(ct|ct \w+|masquerade|[sd]nat|redirect|flow|synproxy)"|"type": ?"nat"')
 NATIVE_WORD = re.compile(r"^[^#]*\b(ct|masquerade|[sd]nat|redirect|flowtable|synproxy)\b", re.MULTILINE)
 
@@ -79,9 +81,32 @@ def refuse_natives(plan: Plan) -> None:
             if not own and (NATIVE.search(json.dumps(rule)) or "flowtable" in item):
                 plan.blockers.append(f"nft table {rule['family']} {rule['table']} depends on conntrack: {remedy}")
                 return
-    for path in ("/etc/nftables.conf", "/etc/sysconfig/nftables.conf"):
+    more = [f"{place}/{n}" for place in ("/etc/nftables", "/etc/nftables.d") for n in names(place)]
+    for path in (*NATIVE_SAVED, *more):
         if enabled("nftables.service") and NATIVE_WORD.search(read(path)):
             plan.blockers.append(f"{path}: it depends on conntrack: {remedy}")
+
+
+def is_lost(path: str, family: str) -> bool:
+    """Whether a boot should have loaded *path*, and a table of it is empty: the block refuses a stateful one."""
+    loader = LOADERS.get(path, "netfilter-persistent.service")
+    there = filled(live("legacy", family)) | filled(live("nft", family))
+    return bool(read(BLOCK)) and enabled(loader) and bool(filled(read(path)) - there)
+
+
+def filled(text: str) -> set[str]:
+    """The tables of a save that have rules."""
+    return {table for table, rules in re.findall(r"(?ms)^\*(\w+)$(.*?)^COMMIT", text) if "-A " in rules}
+
+
+def load_lost(lost: list[str]) -> None:
+    """What a boot could not load under the block, which is gone now: the files *lost*, and nftables'."""
+    for path, family in SAVED:
+        if path in lost:
+            run([str(find("ip6tables-restore" if family == "ipv6" else "iptables-restore"))], read(path), check=False)
+    for path in NATIVE_SAVED:
+        if enabled("nftables.service") and find("nft") and not run(["nft", "list", "ruleset"]).strip():
+            run(["nft", "-f", path], check=False)
 
 
 def enabled(unit: str) -> bool:
@@ -147,6 +172,14 @@ def plan_saved(plan: Plan, config: dict[str, Any], path: str, family: str) -> No
         new = joined([line for line in lines_of(new) if line[0] != "nat"])
     if new != text:
         plan.files.append(written(path, found, new, "its rules do without conntrack"))
+    if new != text and is_lost(path, family):
+        backend = "nft" if "nft" in os.path.realpath(str(find("iptables-restore"))) else "legacy"
+        there = by_table(live(backend, family))
+        before = [there.get(t) or re.sub(r"(?m)^(:\S+) DROP", r"\1 ACCEPT", re.sub(r"(?m)^.*-A .*\n", "", section))
+                  for t, section in by_table(new).items()]
+        plan.rules.append({"action": "LoadRules", "backend": backend, "family": family, "before": "".join(before),
+                           "after": new,
+                           "dropped": [], "created": [], "reason": "under the block this boot could not load them"})
     if plan.mode == "unload" and config["block"] and "--match-set" not in new:
         plan.proofs.append({"action": "ProveLoading", "path": path, "family": family, "text": new,
                             "reason": "a saved rule-set that needs conntrack would not load under the block"})

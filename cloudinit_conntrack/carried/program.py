@@ -25,7 +25,7 @@ from .door import (
     undo_entry,
     written,
 )
-from .planning import CORE, FAMILIES, Plan, make_plan
+from .planning import BLOCK, CORE, FAMILIES, SAVED, Plan, is_lost, load_lost, make_plan
 from .rules import Blocked
 
 CONFIG: dict[str, Any] = {}  # what userdata puts in its place
@@ -84,6 +84,11 @@ def apply(config: dict[str, Any]) -> int:
         put(JOURNAL, None)
     before = list(modules())
     plan = make_plan(config)
+    if plan.blockers and read(BLOCK):
+        lost = [path for path, family in SAVED if is_lost(path, family)]
+        put(BLOCK, None)
+        load_lost(lost)
+        return report(plan, "failed", 1, "the block is taken away: under it a boot could have no firewall")
     if plan.blockers:
         return report(plan, "blocked", 3)
     if not plan.actions:
