@@ -307,3 +307,11 @@ def test_json_of_check() -> None:
     done = run("--check", "-", "--format", "json", given=made(SECTION))
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["schema"] == 1 and found["section"] == SECTION and "program" not in found
+
+
+def test_a_node_of_a_stock_image_fits() -> None:
+    """What docs/autoscaling.md says: the gate beside the program, and a group's own script."""
+    node = (ROOT / "examples/autoscaling/stock-node.yaml").read_bytes()
+    script = b"  # a script of a kilobyte\n" * 40
+    content = made(SECTION, node + b"runcmd:\n- |\n" + script, compress=True)
+    assert userdata.carried(content, "node").others == ("part-1: cloud-config",)
