@@ -45,7 +45,7 @@ cloudinit: prepare ## the four real versions of cloud-init
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
 	$(TOGETHER) tests/guest
 
-guests: prepare ## full guests of Debian 11, 12 and 13: seven boots, half an hour
+guests: prepare ## full guests of Debian 11, 12 and 13: nine boots, half an hour
 	FULL_GUESTS=all $(PYTEST) tests/guest/test_full_debians.py
 
 image: prepare ## bake a Debian 12 image by Packer's qemu builder, boot two clones (build/image; a quarter of an hour)
