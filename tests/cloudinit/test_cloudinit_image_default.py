@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any
 
 import pytest
-from chroots import Suite
+from chroots import SUITES, Suite
 from installation import PRODUCT
 from machines import Boot, Machine
 from stages import Outcome, seed
 from stateful_host import load_rules, tracked
 from test_cloudinit_channels import DROP_IN, assert_clean, boot_stateful
 
+InstalledOn = Callable[[Suite], AbstractContextManager[Machine]]
+ENDS = (SUITES[0], SUITES[-1])  # the oldest and the newest: how they merge is what matters, and each costs a boot
 EXAMPLE = PRODUCT / "examples" / "image-default"
 IMAGE = (EXAMPLE / "95_conntrack.cfg").read_text(encoding="utf-8")
 SERVER = (EXAMPLE / "user-data.yaml").read_text(encoding="utf-8")
@@ -34,11 +39,12 @@ def boot_of_image(boot: Boot, suite: Suite) -> Outcome:
     return outcome
 
 
-def test_the_image_alone(suite: Suite, installed: Machine) -> None:
+@pytest.mark.parametrize("version", ENDS, ids=attrgetter("version"))
+def test_the_image_alone(version: Suite, installed_on: InstalledOn) -> None:
     """95_conntrack.cfg; this kernel cannot unload conntrack, so it settles for stateless."""
-    with installed.boot() as boot:
+    with installed_on(version) as machine, machine.boot() as boot:
         seed(boot)
-        assert_clean(boot_of_image(boot, suite))
+        assert_clean(boot_of_image(boot, version))
         assert kept(boot)["flows"]["frontends"] == [80, 443]
 
 
@@ -69,12 +75,13 @@ def test_user_data_over_it(suite: Suite, installed: Machine, give: Any) -> None:
     assert section["guard"]["keep"] == [22, 9443]
 
 
-def test_two_that_do_not_fit_together_stop_the_run(suite: Suite, installed: Machine) -> None:
+@pytest.mark.parametrize("version", ENDS, ids=attrgetter("version"))
+def test_two_that_do_not_fit_together_stop_the_run(version: Suite, installed_on: InstalledOn) -> None:
     """'fallback' of the image is no key for the server's mode: the host is left as it was."""
-    with installed.boot() as boot:
+    with installed_on(version) as machine, machine.boot() as boot:
         seed(boot, user_data="#cloud-config\nconntrack: {mode: stateless}\n")
         boot.write(DROP_IN, IMAGE)
         load_rules(boot)
-        before, outcome, after = boot_stateful(boot, suite)
+        before, outcome, after = boot_stateful(boot, version)
         assert after == before and tracked(boot)
         assert any("conntrack.fallback" in error for error in outcome.errors)

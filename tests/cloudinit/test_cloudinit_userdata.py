@@ -6,16 +6,20 @@ import base64
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
+import pytest
 import yaml
-from chroots import Suite
-from installation import PRODUCT
+from chroots import SUITES, Suite
+from installation import PRODUCT, bare_machine
 from machines import Boot, Machine
 from stages import SEED, Outcome, run_stages, seed
 from stateful_host import RULES_V4, SAVED_V4, SECTION, firewall, load_rules, tracked
 from test_cloudinit_channels import assert_clean, assert_stateless
 
+ENDS = (SUITES[0], SUITES[-1])  # the oldest and the newest; each costs a boot
 COMMAND = "/usr/local/sbin/cloudinit-conntrack"
 AGAIN = "/var/lib/cloud/scripts/per-boot/cloudinit-conntrack"
 OTHERS = {
@@ -113,25 +117,29 @@ def test_other_user_data_comes_along(suite: Suite, bare: Machine, tmp_path: Path
         boot.run("test", "-e", "/root/ran")
 
 
-def test_rules_that_the_same_user_data_brings_are_rewritten_too(suite: Suite, bare: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ENDS, ids=attrgetter("version"))
+def test_rules_that_the_same_user_data_brings_are_rewritten_too(
+    version: Suite, chroot_of: Callable[[Suite], Path], tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     rules = "".join(f"    {line}\n" for line in RULES_V4.splitlines())
     other.write_text(f"#cloud-config\nwrite_files:\n- path: {SAVED_V4}\n  content: |\n{rules}", "utf-8")
-    with bare.boot() as boot:
-        assert_clean(boot_with(boot, suite, made(tmp_path, "--merge", str(other), "--compress")))
+    with bare_machine(chroot_of(version)) as bare, bare.boot() as boot:
+        assert_clean(boot_with(boot, version, made(tmp_path, "--merge", str(other), "--compress")))
         assert result(boot) == "done"  # by the last stage: write_files came behind the boothook
         assert firewall(boot).stateful == []
 
 
+@pytest.mark.parametrize("version", ENDS, ids=attrgetter("version"))
 def test_what_cannot_be_done_is_an_error_of_cloud_init_and_changes_nothing(
-    suite: Suite, bare: Machine, tmp_path: Path
+    version: Suite, chroot_of: Callable[[Suite], Path], tmp_path: Path
 ) -> None:
-    with bare.boot() as boot:
+    with bare_machine(chroot_of(version)) as bare, bare.boot() as boot:
         give(boot, made(tmp_path))
         load_rules(boot)
         boot.run("iptables", "-A", "INPUT", "-m", "connlimit", "--connlimit-above", "9", "-j", "DROP")
         before = firewall(boot)
-        outcome = run_stages(boot, suite.single_process)
+        outcome = run_stages(boot, version.single_process)
         assert firewall(boot) == before
         assert result(boot) == "blocked"
         assert any("cloudinit-conntrack" in error or "per" in error for error in outcome.errors)

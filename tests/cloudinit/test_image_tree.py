@@ -83,7 +83,7 @@ class Tree:
     def listed(self) -> list[str]:
         """The files in the initramfs."""
         unpacked = subprocess.run(["zcat", self.image], check=True, capture_output=True, timeout=60)
-        words = ["chroot", self.machine.root, "cpio", "-t", "--quiet"]
+        words = ["chroot", str(self.machine.root), "cpio", "-t", "--quiet"]
         done = subprocess.run(words, input=unpacked.stdout, capture_output=True, check=True, timeout=60)
         return done.stdout.decode().split("\n")
 
