@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import sys
 
 from ..errors import ConntrackError, UsageError
@@ -35,6 +34,8 @@ def write_output(path: str, content: bytes) -> None:
 
 def own_text(name: str) -> str:
     """A file of our own package, wherever it is (a directory, or a zip file)."""
+    import pkgutil  # here: it takes 20 ms, and every boot reads this file
+
     found = pkgutil.get_data(__package__.partition(".")[0], name)
     assert found is not None  # its loader knows files
     return found.decode()
