@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from stubs import LiveHost, Snapshot, fail_at, forked, killed_at, snapshot, touc
 from cloudinit_conntrack import journal, transaction
 from cloudinit_conntrack.actions import WriteFile
 from cloudinit_conntrack.config import desired_from_section
-from cloudinit_conntrack.errors import ConntrackError, HostError, JournalError, RollbackError
+from cloudinit_conntrack.errors import BusyError, ConntrackError, HostError, JournalError, RollbackError
 from cloudinit_conntrack.host import journalfile, pending
 from cloudinit_conntrack.host.root import Root
 from cloudinit_conntrack.kmod import modprobe_conf
@@ -567,6 +568,18 @@ def test_killed_while_reverting(tmp_path: Path) -> None:
         assert files(host) == before, at
 
 
+def wait_for_its_commands(host: LiveHost, seconds: float = 20) -> None:
+    """A command that the killed process had started holds the lock until it ends."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with journalfile.alone(host.root):
+                return
+        except BusyError:
+            assert time.monotonic() < deadline, "the lock is never free again"
+            time.sleep(0.02)
+
+
 def test_killed_during_a_live_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every second touch; then the next apply recovers and completes, or revert restores."""
     reference = make_small(tmp_path / "reference")
@@ -578,6 +591,7 @@ def test_killed_during_a_live_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("PATH", host.path)
         before = host.snapshot()
         killed_at(at, partial(apply, host))
+        wait_for_its_commands(host)
         if at % 4:
             assert apply(host).outcome in ("done", "nothing-to-do"), at
             assert plain(host.snapshot()) == done, at
