@@ -279,6 +279,12 @@ def entries() -> list[Action]:
     return list(found.values())
 
 
+def forget_undone() -> None:
+    """A journal in which nothing is left to undo goes."""
+    if not entries():
+        put(JOURNAL, None)
+
+
 def undo_entry(entry: Action) -> list[str]:
     """Undo an apply, its last act first; gives notes.  One failure never stops the rest; then :class:`Failed`."""
     acts, rest = entry["plan"][: entry["done"]], entry["plan"][entry["done"] :]

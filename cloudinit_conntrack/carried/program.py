@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 from .door import (
-    JOURNAL,
     NAME,
     STATE,
     Failed,
     boot,
     entries,
+    forget_undone,
     modules,
     perform,
     put,
@@ -80,8 +80,7 @@ def apply(config: dict[str, Any]) -> int:
     for entry in entries():
         if not entry["closed"] or entry["undoing"]:
             undo_entry(entry)
-    if not entries():
-        put(JOURNAL, None)
+    forget_undone()
     before = list(modules())
     plan = make_plan(config)
     if plan.blockers and read(BLOCK):
@@ -107,8 +106,7 @@ def apply(config: dict[str, Any]) -> int:
         record("commit", number, loaded=list(modules()))
     except BaseException as error:
         undo_entry(next(e for e in entries() if e["number"] == number))
-        if not entries():
-            put(JOURNAL, None)
+        forget_undone()
         if not isinstance(error, Exception):
             raise
         return report(plan, "failed", 1, f"{error}; rolled back")
@@ -120,27 +118,27 @@ def verify(config: dict[str, Any]) -> int:
     plan = make_plan(config)
     wrong = against(plan, config)
     drift = bool(plan.actions or plan.blockers or wrong)
-    return report(plan, "drift" if drift else "verified", 4 if drift else 0, "; ".join(wrong))
+    return report(plan, "drift" if drift else "verified", 4 if drift else 0, "; ".join(wrong), looking=True)
 
 
 def show(config: dict[str, Any]) -> int:
     """What apply would do."""
     plan = make_plan(config)
     outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
-    return report(plan, outcome, {"blocked": 3, "changes": 4}.get(outcome, 0))
+    return report(plan, outcome, {"blocked": 3, "changes": 4}.get(outcome, 0), looking=True)
 
 
 def revert(config: dict[str, Any]) -> int:
     """Undo every apply, newest first."""
     plan = Plan(config["mode"])
     notes = [note for entry in reversed(entries()) for note in undo_entry(entry)]
-    put(JOURNAL, None)
+    forget_undone()
     notes.append(f"user-data applies it again at the next boot, unless {STATE}/off is there")
     return report(plan, "reverted", 0, "; ".join(notes))
 
 
-def report(plan: Plan, outcome: str, code: int, message: str = "") -> int:
-    """Say what was done, for a person and in /run; gives *code*."""
+def report(plan: Plan, outcome: str, code: int, message: str = "", looking: bool = False) -> int:
+    """Say what was done, for a person and, unless only *looking*, in /run; gives *code*."""
     lists = [[{"id": str(n), "where": a.get("path") or a.get("name") or f"live {a.get('backend')} {a.get('family')}",
                "reason": a["reason"]} for n, a in enumerate(plan.actions)],
              [{"id": str(n), "where": "host", "reason": why} for n, why in enumerate(plan.blockers)],
@@ -150,7 +148,7 @@ def report(plan: Plan, outcome: str, code: int, message: str = "") -> int:
     print(f"{NAME}: {outcome}  mode {plan.mode}")
     for item in (message, *(f"{i['where']}: {i['reason']}" for items in lists for i in items)):
         print(f"  {item}" if item else "", end="\n" if item else "")
-    if outcome not in ("changes", "verified", "drift"):
+    if not looking:
         with open(f"/run/{NAME}/result.json", "w") as file:
             json.dump(found, file)
     return code

@@ -184,6 +184,8 @@ def test_what_fails_is_rolled_back(machine: Machine) -> None:
 def test_what_it_cannot_say_blocks_and_changes_nothing(machine: Machine) -> None:
     machine.hand("ipv4", "-A", "INPUT", "-m", "connlimit", "--connlimit-above", "20", "-j", "DROP")
     before = wanted_back(machine)
+    said = Carrier(machine, "stateless").run(3, "plan")
+    assert "connlimit" in said and not list((machine.files / "run/cloudinit-conntrack").iterdir())
     said = Carrier(machine, "stateless").run(3, "apply")
     assert "connlimit" in said and "asks more of a connection than its state" in said
     assert wanted_back(machine) == before
