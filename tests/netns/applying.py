@@ -153,6 +153,19 @@ class Machine:
         return {name: entry for name, entry in found.items() if not (self.files / name).is_dir()}
 
 
+@contextmanager
+def alone(backend: str, files: Path) -> Iterator[Machine]:
+    """A prepared host with nothing but a loopback: no packet that the test did not send."""
+    place = Namespace("host")
+    try:
+        place.run("ip", "link", "set", "lo", "up")
+        made = Machine(place, backend, files)
+        made.prepare()
+        yield made
+    finally:
+        place.close()
+
+
 def uncounted(text: str) -> str:
     """A saved rule-set without the counters of policies, which are printed always."""
     return re.sub(r"^(:\S+ \S+) \[\d+:\d+\]$", r"\1 [0:0]", text, flags=re.M)

@@ -82,14 +82,8 @@ sys.exit(main())
 
 @pytest.fixture(params=BACKENDS)
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
-    place = Namespace("host")
-    try:
-        place.run("ip", "link", "set", "lo", "up")
-        made = Machine(place, request.param, tmp_path)
-        made.prepare()
+    with applying.alone(request.param, tmp_path) as made:
         yield made
-    finally:
-        place.close()
 
 
 def wanted_back(machine: Machine) -> tuple[dict[str, object], applying.RuleTexts]:

@@ -30,15 +30,8 @@ SAYS_BUILT_IN = "nf_conntrack is built into this kernel"
 
 @pytest.fixture(params=BACKENDS)
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
-    """A host with nothing but a loopback: no packet that the test did not send."""
-    place = Namespace("host")
-    try:
-        place.run("ip", "link", "set", "lo", "up")
-        made = Machine(place, request.param, tmp_path)
-        made.prepare()
+    with applying.alone(request.param, tmp_path) as made:
         yield made
-    finally:
-        place.close()
 
 
 @pytest.fixture(params=BACKENDS)
