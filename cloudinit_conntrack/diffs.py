@@ -122,14 +122,24 @@ def of_rules(action: LoadRules) -> Diff:
 
 
 def saved_tables(text: str) -> dict[str, str]:
-    """Table -> its part of iptables-save *text*, without comments, blank lines and counts."""
+    """Table -> its part of iptables-save *text*, as the save program prints it, without comments and counts."""
     found: dict[str, list[str]] = {}
     for line in _POLICY_COUNTS.sub(r"\1 [0:0]", _COUNTED.sub("", text)).split("\n"):
         if line.startswith("*"):
             current = found.setdefault(line[1:].strip(), [])
         if line.strip() and not line.startswith("#"):
             current.append(f"{line}\n")
-    return {table: "".join(lines) for table, lines in found.items()}
+    return {table: "".join(_by_chain(lines)) for table, lines in found.items()}
+
+
+def _by_chain(lines: list[str]) -> list[str]:
+    """The rules chain by chain: the save programs go from chain to chain, whatever was loaded in which order."""
+    rules = [line for line in lines if line.startswith("-")]
+    if not all(line.startswith("-A ") for line in rules):
+        return lines  # as somebody wrote it: only a restore program knows what becomes of it
+    order = {line[1:].split(None, 1)[0]: number for number, line in enumerate(lines) if line.startswith(":")}
+    rules.sort(key=lambda line: order.get(line.split(None, 2)[1], len(order)))
+    return [line for line in lines if line.startswith(("*", ":"))] + rules + ["COMMIT\n"]
 
 
 def of_native(action: LoadNative) -> Diff:

@@ -110,12 +110,16 @@ _PRIORITIES = {-300: "raw", -150: "mangle", 0: "filter", 50: "security"}
 
 
 def _priority(hook: str, priority: int, family: str) -> str:
-    """As nft prints it: the standard ones by name (nft(8), of the families ip, ip6 and inet)."""
+    """As nft prints it: the standard ones by name, and what is near to them (nft(8), families ip, ip6 and inet)."""
     if family not in ("ip", "ip6", "inet"):
         return str(priority)
     names = {**_PRIORITIES, **({-100: "dstnat"} if hook == "prerouting" else {}),
              **({100: "srcnat"} if hook == "postrouting" else {})}
-    return names.get(priority, str(priority))
+    for standard, name in names.items():
+        more = priority - standard
+        if abs(more) <= 10:
+            return f"{name} {'+' if more > 0 else '-'} {abs(more)}" if more else name
+    return str(priority)
 
 
 def _worded(rule: Entry) -> str:

@@ -212,7 +212,8 @@ def test_the_order_of_modules_and_what_a_program_needs(words: list[str]) -> None
 
 def test_a_boot_with_nothing_to_do_and_apply_load_no_differ() -> None:
     code = "import sys, cloudinit_conntrack.cli; print(sorted({'difflib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
 
 
