@@ -23,7 +23,7 @@ def changes(planned: Planned, colour: bool, verbose: bool) -> list[str]:
         found += [f"{action.where}: no diff: {diff.why}"] if diff.why else []
         for part in diff.parts:
             named = _NAME.search(part)
-            name, change = named.group(1) if named else action.where, _PLACES.sub("", part[part.find("\n@@ "):])
+            name, change = named.group(1) if named else action.where, _apart_from_names(part)
             if verbose:
                 found += _painted(part, colour)
             elif change in seen:
@@ -34,16 +34,23 @@ def changes(planned: Planned, colour: bool, verbose: bool) -> list[str]:
     return found
 
 
+def _apart_from_names(part: str) -> str:
+    """What *part* changes, wherever that is."""
+    head, _, body = part.partition("\n@@ ")
+    modes = [line for line in head.split("\n") if not line.startswith(("diff --git ", "--- ", "+++ "))]
+    return "\n".join((*modes, _PLACES.sub("", f"@@ {body}")))
+
+
 def _shown(part: str, colour: bool, room: int) -> Iterator[str]:
     """The first lines of *part*, and how many more there are."""
-    lines = list(_painted(part, colour))
+    many = part.count("\n")
     new = "\n--- /dev/null\n" in part and not part.startswith("diff --git a/live/")
     most = max(4, min(room, MOST_OF_NEW if new else MOST_OF_ONE))
-    if len(lines) <= most + 1:  # the line that says so would be as long
-        most = len(lines)
-    yield from lines[:most]
-    if most < len(lines):
-        yield paint(f"… {len(lines) - most} more lines; -v shows all", "dim", colour)
+    if many <= most + 1:  # the line that says so would be as long
+        most = many
+    yield from _painted("".join(f"{line}\n" for line in part.split("\n", most)[:most]), colour)
+    if most < many:
+        yield paint(f"… {many - most} more lines; -v shows all", "dim", colour)
 
 
 def _painted(part: str, colour: bool) -> Iterator[str]:

@@ -142,6 +142,15 @@ def test_the_same_change_is_shown_once() -> None:
     assert shown(found, verbose=True)[-1] == "+c"
 
 
+def test_another_mode_is_another_change() -> None:
+    one, two, three, empty = FileImage(b"a\n"), FileImage(b"b\n", 0o600), FileImage(b"b\n"), FileImage(b"", 0o600)
+    found = of_actions(WriteFile("/f", one, two, "why"), WriteFile("/g", one, three, "why"),
+                       WriteFile("/h", three, two, "why"), WriteFile("/i", empty, FileImage(b""), "why"))
+    assert [line for line in shown(found) if " as " in line] == []
+    told = [line[:8] + line[-3:] for line in shown(found) if "mode" in line]
+    assert told == ["old mode644", "new mode600", "old mode644", "new mode600", "old mode600", "new mode644"]
+
+
 def test_what_has_no_diff_says_why() -> None:
     found = of_actions(RefreshInitramfs(("mkinitramfs",), "/boot/initrd", "why"), UnloadModule("nf_nat", "why"))
     assert shown(found) == ["/boot/initrd: no diff: binary: written by 'mkinitramfs'"]
