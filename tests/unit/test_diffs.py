@@ -112,7 +112,8 @@ def test_long_files_with_few_changes(data: st.DataObject) -> None:
     assert_patched({"/etc/file": (FileImage(b"".join(old)), FileImage(b"".join(new)))})
 
 
-@pytest.mark.parametrize("name", ["a b", 'a"b', "a\\b", "é", "caf\udce9", "a\tb", "a\nb", "trailing ", "a b \udcff"])
+@pytest.mark.parametrize("name", ["a b", 'a"b', "a\\b", "é", "caf\udce9", "a\tb", "a\nb", "a\x011", "trailing ",
+                                  "a b \udcff"])
 def test_odd_names(name: str) -> None:
     path = f"/etc/x {name}/{name}"
     found = patched({path: (FileImage(b"a\n"), FileImage(b"b\n")), "/etc/plain": (None, FileImage(b"c\n"))})
@@ -238,6 +239,21 @@ def test_time_grows_with_the_length() -> None:
     assert found == [(n, n + 1, n, n + 1) for n in range(0, 40000, 10)]
     assert linediff.changes(old, old[::-1]) and linediff.changes(["a\n"] * 40000, ["a\n", "b\n"] * 20000)
     assert time.process_time() - began < 16
+
+
+def test_what_stands_near_is_one_hunk() -> None:
+    old = [f"{n}\n" for n in range(40)]
+    for between, hunks in ((6, 1), (7, 2)):
+        new = ["x\n" if n in (10, 11 + between) else line for n, line in enumerate(old)]
+        found = linediff.hunks(old, new)
+        assert found.count("@@ -") == hunks and found.count("\n ") == (12, 12)[hunks - 1]
+        assert found.startswith("@@ -8,14 +8,14 @@\n" if hunks == 1 else "@@ -8,7 +8,7 @@\n")
+
+
+def test_lines_that_are_there_often_do_not_spread_a_change() -> None:
+    old = [line for n in range(500) for line in (f"rule {n}\n", "COMMIT\n")]
+    new = ["COMMIT\n", *old[:-2], "another\n"]
+    assert linediff.changes(old, new) == [(0, 0, 0, 1), (998, 1000, 999, 1000)]
 
 
 def test_a_diff_is_as_short_as_difflibs_on_what_a_rewrite_does() -> None:
