@@ -186,6 +186,14 @@ new file mode 100644
 """
 
 
+def test_rules_stand_chain_by_chain_as_they_are_printed() -> None:
+    head, rules = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n", ("-A OUTPUT -j A\n", "-A PREROUTING -j B\n")
+    printed = {"raw": f"{head}{rules[1]}{rules[0]}COMMIT\n"}
+    assert diffs.saved_tables(f"# a\n{head}{''.join(rules)}COMMIT\n") == printed
+    odd = f"{head} {rules[0]}-I PREROUTING 1 -j B\nCOMMIT\n"
+    assert diffs.saved_tables(odd) == {"raw": odd}, "what only a restore program knows stays as it is"
+
+
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_every_diff_of_a_plan_does_what_its_action_does(case: Path, tmp_path: Path) -> None:
     """All of a plan in one tree: files and live tables as they are, patched, are as the actions leave them."""
