@@ -339,7 +339,7 @@ good to know
       -> let your init system run 'cloudinit-conntrack apply' before it starts the network
 """
     )
-    assert diff.startswith("diff --git a/etc/sysconfig/iptables b/etc/sysconfig/iptables\n--- a/etc/sysconfig/iptables\n")
+    assert diff.startswith("diff --git a/etc/sysconfig/iptables b/etc/sysconfig/iptables\n--- a/etc/sysconfig/")
     assert '\n-IPTABLES_MODULES="nf_conntrack_ftp"\n+IPTABLES_MODULES=""\n' in diff
     assert diff.endswith(" more lines; -v shows all\n")
 
