@@ -14,9 +14,10 @@ if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
 
     from .actions import Action
     from .plan import Plan
+    from .planned import Planned
 
 SCHEMA = 1
-COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
+COLOURS = {"red": "31", "yellow": "33", "green": "32", "cyan": "36", "dim": "2", "bold": "1"}
 OUTCOME_COLOUR = {
     "done": "green", "nothing-to-do": "green", "verified": "green", "reverted": "green",
     "blocked": "red", "failed": "red", "drift": "yellow", "changes": "yellow", "unconfirmed": "yellow",
@@ -26,7 +27,10 @@ OUTCOME_COLOUR = {
 
 @dataclass(frozen=True)
 class Report:
-    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines."""
+    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines.
+
+    *planned* is what ``plan`` says beyond that: diffs, and what the plan was made for.
+    """
 
     mode: str
     outcome: str
@@ -37,6 +41,7 @@ class Report:
     evidence: tuple[Evidence, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
+    planned: Planned | None = None
 
 
 def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Report:
@@ -45,12 +50,12 @@ def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Re
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; the lists hold items with ``id``, ``reason`` and ``where``."""
+    """The report as plain values, as ``schema/report.schema.json`` describes them."""
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "mode": report.mode,
         "outcome": report.outcome,
-        "actions": [{"id": a.id, "verb": a.verb, "where": a.where, "reason": a.reason} for a in report.actions],
+        "actions": _actions(report.actions),
         "blockers": _items(report.blockers),
         "widenings": _items(report.widenings),
         "findings": _items(report.findings),
@@ -59,7 +64,23 @@ def to_json(report: Report) -> dict[str, Any]:
     }
     if report.message:
         found["message"] = report.message
-    return found
+    return found if report.planned is None else _with_plan(found, report.planned)
+
+
+def _with_plan(found: dict[str, Any], planned: Planned) -> dict[str, Any]:
+    from .planned import diff_json, to_json
+
+    for told, (_, diff) in zip(found["actions"], planned.changes):
+        told.update(diff_json(diff))
+    return {**found, **to_json(planned)}
+
+
+def _actions(actions: Sequence[Action]) -> list[dict[str, Any]]:
+    if not actions:
+        return []
+    from . import kinds  # here: a boot with nothing to do has no action
+
+    return [kinds.to_json(action) for action in actions]
 
 
 def _items(items: Sequence[Item]) -> list[dict[str, str]]:
@@ -87,6 +108,10 @@ def text(report: Report, colour: bool = False, verbose: bool = False) -> str:
     lines += _section("the kernel says", "bold", colour, [_evidence(e) for e in shown])
     if report.evidence and not shown:
         lines.append(f"  the kernel agrees ({len(report.evidence)} checks; -v shows them)")
+    if report.planned is not None:
+        from .showing import changes
+
+        lines += _section("what changes", "bold", colour, changes(report.planned, colour, verbose))
     return "\n".join(lines) + "\n"
 
 

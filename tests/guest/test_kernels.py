@@ -7,13 +7,14 @@ and nft.  ``make test`` boots the oldest and the host that changes from 6.12 to 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import reports
 
 from .balancer import RULES4, RULES6
 from .kernels import SUITES, kernel
@@ -131,7 +132,7 @@ def step(told: QuickResult, name: str) -> Ran:
 def answer(told: QuickResult, name: str, status: int = 0) -> Any:
     ran = step(told, name)
     assert ran.status == status, ran.output
-    return json.loads(ran.stdout)
+    return reports.read(ran.stdout)
 
 
 def conntrack(told: QuickResult, look: str) -> set[str]:

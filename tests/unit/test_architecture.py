@@ -17,10 +17,11 @@ FLOORS = (
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg"),
-    ("actions", "journal", "guard", "holders", "planning", "plan", "userdata"),
+    ("actions", "kinds", "linediff", "diffs", "journal", "guard", "holders", "planning", "plan", "planned",
+     "userdata"),
     ("host",),
-    ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "unchanged", "run", "enable", "forget"),
+    ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "showing",
+     "status", "unchanged", "run", "enable", "forget"),
     ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
