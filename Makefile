@@ -77,7 +77,7 @@ autoscaling: prepare ## the templates of examples/autoscaling, by cfn-lint, moto
 
 docs: prepare ## the documentation as a site that needs no network (build/site)
 	@.venv/bin/python -m website.reference
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 docs-look: docs ## every page of it in a real browser, at two widths (installs chromium; pictures in build/look)
 	@dpkg-query -W chromium-driver python3-selenium >/dev/null 2>&1 || { apt-get update -q && \
