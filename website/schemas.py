@@ -79,4 +79,4 @@ def filled(name: str, parts: dict[str, str]) -> str:
     """The page of the template *name* with ``@NAME@`` replaced by the part NAME."""
     text = (Path(__file__).with_name("templates") / name).read_text(encoding="utf-8")
     found = re.sub("@([A-Z]+)@", lambda match: parts[match.group(1)], text)
-    return MADE + found.rstrip("\n") + "\n"
+    return f"{found.rstrip()}\n\n{MADE}"
