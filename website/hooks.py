@@ -27,7 +27,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def _written(entries: list[Any]) -> list[Any]:
     """*entries* of the menu without the pages that are not there."""
-    found = []
+    found: list[Any] = []
     for entry in entries:
         if isinstance(entry, str):
             found += [entry] if (links.REPOSITORY / links.source_of(entry)).is_file() else []
