@@ -117,11 +117,11 @@ def test_every_link_of_the_site_leads_somewhere(site: Path, seen: dict[Path, See
     assert broken == []
 
 
-def test_each_page_can_be_found(seen: dict[Path, Seen], site: Path) -> None:
-    """From the first page, by the navigation."""
-    nav = seen[site / "index.html"].leads
+def test_each_page_is_in_the_menu(seen: dict[Path, Seen], site: Path) -> None:
+    plain = site / "reference/campaigns.html"  # a page that links to no other by itself
+    menu = {(plain.parent / link).resolve().relative_to(site) for link in seen[plain].leads if ":" not in link}
     for path in DOCS:
-        assert str(path.relative_to(ROOT / "docs").with_suffix(".html")) in nav, f"{path} is in no menu"
+        assert path.relative_to(ROOT / "docs").with_suffix(".html") in menu, f"{path} is in no menu"
 
 
 # --- in the repository -----------------------------------------------------------------
@@ -192,7 +192,11 @@ def commands(text: str) -> list[list[str]]:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words: list[str] | None = None
-        for word in [*lexer, ";"]:
+        try:
+            split = [*lexer, ";"]
+        except ValueError:  # an open quote, in a text for cat or by mistake: shellcheck tells
+            continue
+        for word in split:
             if set(word) <= set("();<>|&"):
                 if words is not None:
                     found.append(words)
