@@ -12,7 +12,7 @@ from ..state import Kernel, Module, OtherNamespace, State
 from ..tracking import Tracking
 from .owners import namespace_node
 from .saved import SavedLines, module_comes_back, rule_comes_back, saved_lines
-from .uses import Use, all_uses
+from .uses import Use
 from .writers import Writer, unit_nodes, writer_node, writer_of
 
 UNSEEN = "look for nft rules, BPF programs, tc filters and namespaces that only a process holds open"
@@ -21,21 +21,23 @@ UNSEEN = "look for nft rules, BPF programs, tc filters and namespaces that only 
 class Builder:
     """What all parts of one tree share: the host, every use, the saved lines that are not placed yet."""
 
-    def __init__(self, state: State, kernel: Kernel, tracking: Tracking) -> None:
-        self.state, self.kernel, self.tracking = state, kernel, tracking
-        self.uses = all_uses(state, tracking)
+    def __init__(self, state: State, kernel: Kernel, tracking: Tracking, uses: tuple[Use, ...]) -> None:
+        self.state, self.kernel, self.tracking, self.uses = state, kernel, tracking, uses
         self.lines: SavedLines = saved_lines(state) if self.uses else SavedLines()
         self.counts = Counter(name for use in self.uses for name in use.counted)
         self.parents = _parents(kernel)
         self.units: set[str] = set()
 
 
-def make_tree(state: State, tracking: Tracking) -> tuple[Node, ...]:
-    """The tree of *state*: one root, or nothing where conntrack is absent, and for an image tree.  Pure."""
+def make_tree(state: State, tracking: Tracking, uses: tuple[Use, ...]) -> tuple[Node, ...]:
+    """The tree of *state* and its *uses*: one root, or nothing where conntrack is absent, and for an image tree.  Pure.
+
+    Following it is simple: do what the leaves say, look again, until only the root is left.
+    """
     kernel = state.kernel
     if kernel is None or kernel.conntrack == "absent":
         return ()
-    build = Builder(state, kernel, tracking)
+    build = Builder(state, kernel, tracking, uses)
     root = next((m for m in kernel.modules if m.name in ROOTS), None)
     if root is not None:
         return (_module(build, root),)

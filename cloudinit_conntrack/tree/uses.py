@@ -102,9 +102,15 @@ def _of_rule(rule: RuleUse, kernel: Kernel, seen: set[str]) -> Use:
         seen.add(table)
     return Use(
         f"rule:{rule.where}", "rule", 0, f"iptables-{live.backend} {live.family}, table {line.table}",
-        f"{line.chain}, rule {rule.number}: {rule.text}", rule.where, rule.command, tuple(dict.fromkeys(used)),
+        f"{line.chain}, rule {rule.number}: {_without_chain(rule)}", rule.where, rule.command,
+        tuple(dict.fromkeys(used)),
         tuple(counted), (line.chain, line.rule.target), () if is_notrack(line.rule) else _HOOKED[live.family], rule,
     )
+
+
+def _without_chain(rule: RuleUse) -> str:
+    """The rule as iptables-save prints it, but for its chain, which is said beside it."""
+    return rule.text[len(start):] if rule.text.startswith(start := f"-A {rule.line.chain} ") else rule.text
 
 
 def _extensions(rule: Rule) -> Iterator[Extension]:

@@ -20,8 +20,8 @@ FLOORS = (
     ("actions", "journal", "guard", "holders", "planning", "plan", "userdata", "tree"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
+     "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
+    ("boot", "rewriting", "carrying", "looking", "watching", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.
