@@ -17,7 +17,7 @@ FLOORS = (
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg", "tracking"),
-    ("actions", "journal", "guard", "holders", "planning", "plan", "userdata", "tree"),
+    ("actions", "kinds", "journal", "guard", "holders", "planning", "plan", "userdata", "tree"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
      "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
