@@ -167,9 +167,14 @@ _OPTIONS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
 
 def _address(text: str) -> str:
-    """``0A000001:0050`` -> ``10.0.0.1:80``; IPv6 has brackets and is in words already."""
+    """``0A000001:0050`` -> ``10.0.0.1:80``; IPv6 has brackets and all its zeros."""
     host, _, port = text.rpartition(":")
     number = str(int(port, 16)) if _is_hex(port) else port
     if len(host) == 8 and _is_hex(host):
-        host = ".".join(str(int(host[at:at + 2], 16)) for at in range(0, 8, 2))
-    return f"{host}:{number}"
+        return ".".join(str(int(host[at:at + 2], 16)) for at in range(0, 8, 2)) + f":{number}"
+    from ipaddress import AddressValueError, IPv6Address  # here: few hosts have such a service
+
+    try:
+        return f"[{IPv6Address(host.strip('[]'))}]:{number}"
+    except AddressValueError:
+        return f"{host}:{number}"
