@@ -177,6 +177,7 @@ def _beside(build: Builder) -> Iterable[Node]:
         unit = one.owner[len("unit "):] if one.owner.startswith("unit ") else ""
         yield Node(f"process:{one.pid}", "process", f"pid {one.pid} ({one.name}{owner}) listens to conntrack's events",
                    f"pid {one.pid}", f"systemctl disable --now {unit}" if unit else f"kill {one.pid}")
+        build.units.add(unit)
     yield from (node for other in build.state.namespaces for node in _unparsed(build, other))
     yield from unit_nodes(build.state, build.units)
 

@@ -103,7 +103,8 @@ conntrack -E >/dev/null 2>&1 &
 until [ "$(awk '$2 == 12 && $4 != "00000000"' /proc/net/netlink)" ]; do sleep 0.1; done
 look start
 step lines env LC_ALL=C.UTF-8 /usr/bin/python3 -m cloudinit_conntrack status
-step svg sh -c '/usr/bin/python3 -m cloudinit_conntrack status --picture /root/tree.svg >/dev/null && cat /root/tree.svg'
+draw() { cc status --picture /root/tree.svg >/dev/null && cat /root/tree.svg; }
+step svg draw
 look seen
 step stubborn modprobe -r nf_conntrack
 step follow python3 /root/follow.py
@@ -164,7 +165,9 @@ def test_each_command_works_and_removes_its_leaf(rounds: Any) -> None:
 def test_nothing_is_unseen_and_nothing_is_told_twice(rounds: Any) -> None:
     nodes = list(all_nodes(rounds[0]["status"]["tree"]))
     kinds = {node["kind"] for node in nodes}
-    assert kinds == {"conntrack", "module", "table", "rule", "namespace", "owner", "service", "process", "saved", "also"}
+    assert kinds == {
+        "conntrack", "module", "table", "rule", "namespace", "owner", "service", "process", "saved", "also",
+    }
     assert len({node["id"] for node in nodes}) == len(nodes)
     rules = [meaning(node) for node in nodes if node["kind"] == "rule"]
     assert len(rules) == len(set(rules)) == 22
