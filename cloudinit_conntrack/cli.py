@@ -8,15 +8,14 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, lastgood, looking, report, transaction, verify
+from . import __version__, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, pending
 from .host.root import Root
-from .looking import mode_of
 from .plan import Item, make_plan
 from .report import Report
-from .run import applied, kept
+from .run import applied, kept, mode_of
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
@@ -42,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
         if name == "status":
-            looking.add_options(verb)
+            _status_options(verb)
         if name == "userdata":
             _userdata_options(verb)
         if name == "apply":
@@ -51,6 +50,20 @@ def make_parser() -> argparse.ArgumentParser:
     for name in HIDDEN:
         _common(verbs.add_parser(name))  # without help it is not listed
     return parser
+
+
+def _status_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--watch", metavar="SECONDS", nargs="?", const=2.0, type=_every,
+                      help="draw it again every SECONDS (2), with rates, until Ctrl-C")
+    verb.add_argument("--picture", metavar="FILE",
+                      help="also write the tree as a picture: FILE.dot, or FILE.svg where Graphviz is installed")
+
+
+def _every(text: str) -> float:
+    seconds = float(text) if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text) else 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
 
 
 def _userdata_options(verb: argparse.ArgumentParser) -> None:
@@ -113,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from . import looking  # here: it loads what draws, which the boot service can do without
+
     root, live = _root(options)
     looking.status(options, root, live)
     return DONE
