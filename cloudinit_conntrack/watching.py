@@ -83,4 +83,5 @@ def _draw(screen: terminal.Screen, lines: list[str]) -> None:
     shown = lines if len(lines) <= height else lines[:height - 1]
     if len(shown) < len(lines):
         shown = [*shown, f"{len(lines) - len(shown)} more lines: 'cloudinit-conntrack status' shows all"]
-    screen.show([clipped(line, width) for line in shown])
+    # One column stays free: in the last one a terminal waits before it wraps, and "clear to the end" would eat it.
+    screen.show([clipped(line, width - 1) for line in shown])
