@@ -26,7 +26,8 @@ class Counters:
     *entries* of at most *limit*, in *buckets* hash buckets; *columns* are the other counts of
     ``/proc/net/stat/nf_conntrack`` since the namespace began, summed over all CPUs, by the
     kernel's own names.  ``None`` and no columns where the kernel does not tell.  ``insert``
-    counts every new connection up to kernel 4.8, and only those that a program wrote since.
+    counts every new connection on old kernels (2.6 to 4.8), and only those that a program wrote
+    since (measured on 6.18: 29 new entries, insert 0); the change of *entries* tells more there.
     """
 
     entries: int | None = None

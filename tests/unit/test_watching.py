@@ -203,7 +203,7 @@ def test_a_count_that_began_anew_is_no_negative_rate() -> None:
         ({"LC_ALL": "C", "LANG": "en_US.UTF-8"}, False),
         ({"LANG": "de_DE.ISO-8859-1"}, False),
         ({"LANG": "C.UTF-8"}, True),
-        ({"LANG": "C", "LC_CTYPE": "en_US.utf8"}, True),
+        ({"LANG": "C", "LC_CTYPE": "C.utf8"}, True),
         ({"LC_ALL": "C.UTF-8"}, True),
     ],
 )
