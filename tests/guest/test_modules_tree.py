@@ -195,7 +195,7 @@ def test_the_saved_lines_are_those(story: Story, rounds: Any) -> None:
     saved = {node["where"] for node in all_nodes(rounds[0]["status"]["tree"]) if node["kind"] == "saved"}
     assert saved == {f"/etc/sysconfig/{name}" for name in (
         "iptables-config:1", "iptables:5", "iptables:8", "ip6tables:5", "ip6tables:8")}  # fmt: skip
-    assert all(line.split(" ")[1] != "state" for line in story.seen("end").rules)
+    assert not story.seen("end").stateful
 
 
 def test_namespaces_and_what_is_hooked_in(rounds: Any) -> None:
