@@ -8,8 +8,8 @@ from .holders import Holder, all_holders, service_of
 from .plan import Item
 from .planning.frontends import MODES, FoundFrontEnd, found_front_ends
 from .report import Report, Sight
-from .seeing import alarms_of, counter_facts, spaces_of
 from .said import Node
+from .seeing import alarms_of, counter_facts, spaces_of
 from .service import NAME
 from .state import BootService, Kernel, State
 from .tracking import Tracking
