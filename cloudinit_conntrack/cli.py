@@ -135,10 +135,13 @@ def _status(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    from . import planned  # here: no other verb shows diffs
+
     desired, _ = _desired(options, root)
-    plan = make_plan(desired, verify.observed(desired, root, live))
+    state = verify.observed(desired, root, live)
+    plan = make_plan(desired, state)
     outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
-    _print(report.of_plan(plan, outcome), options)
+    _print(replace(report.of_plan(plan, outcome), planned=planned.of_plan(plan, desired, state)), options)
     return BLOCKED if plan.blockers else (DRIFT if plan.actions else DONE)
 
 
@@ -281,7 +284,7 @@ def _print(found: Report, options: argparse.Namespace) -> None:
     if options.format == "json":
         sys.stdout.write(report.json_text(found))
     else:
-        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose))
+        sys.stdout.write(report.text(found, inputs.wants_colour(sys.stdout), options.verbose))
 
 
 def _progress(options: argparse.Namespace) -> transaction.Progress:

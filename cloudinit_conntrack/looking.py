@@ -27,7 +27,7 @@ def status(options: argparse.Namespace, root: Root, live: bool) -> None:
     if options.watch is not None:
         from .watching import watch  # here: it is asked for seldom
 
-        watch(lambda: look(root, live), options.watch, options.verbose, terminal.draws_lines())
+        watch(lambda: look(root, live), options.watch, inputs.wants_colour(sys.stdout), options.verbose, terminal.draws_lines())
         return
     found = look(root, live)
     if options.picture is not None:
@@ -35,7 +35,7 @@ def status(options: argparse.Namespace, root: Root, live: bool) -> None:
     if options.format == "json":
         sys.stdout.write(report.json_text(found))
     else:
-        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose, terminal.draws_lines()))
+        sys.stdout.write(report.text(found, inputs.wants_colour(sys.stdout), options.verbose, terminal.draws_lines()))
 
 
 def _refuse(options: argparse.Namespace, live: bool) -> None:
