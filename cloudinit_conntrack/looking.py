@@ -27,7 +27,8 @@ def status(options: argparse.Namespace, root: Root, live: bool) -> None:
     if options.watch is not None:
         from .watching import watch  # here: it is asked for seldom
 
-        watch(lambda: look(root, live), options.watch, inputs.wants_colour(sys.stdout), options.verbose, terminal.draws_lines())
+        colour = inputs.wants_colour(sys.stdout)
+        watch(lambda: look(root, live), options.watch, colour, options.verbose, terminal.draws_lines())
         return
     found = look(root, live)
     if options.picture is not None:
