@@ -121,6 +121,8 @@ def plain(line: bytes) -> str:
 def test_other_ends_leave_a_clean_terminal_too(number: signal.Signals) -> None:
     with watching("--watch", "30") as shown:
         shown.until(shown.drawn(1))
+        shown.resize(40, 6)
+        shown.until(shown.drawn(2), 20)  # at once, long before the next look
         # unshare waits for the process that draws, which is its only child.
         children = Path(f"/proc/{shown.popen.pid}/task/{shown.popen.pid}/children").read_text().split()
         os.kill(int(children[0]), number)
