@@ -134,9 +134,9 @@ def saved_tables(text: str) -> dict[str, str]:
 
 def _by_chain(lines: list[str]) -> list[str]:
     """The rules chain by chain: the save programs go from chain to chain, whatever was loaded in which order."""
-    rules = [line for line in lines if line.startswith("-")]
-    if not all(line.startswith("-A ") for line in rules):
+    if not all(line.startswith(("*", ":", "-A ", "COMMIT")) for line in lines):
         return lines  # as somebody wrote it: only a restore program knows what becomes of it
+    rules = [line for line in lines if line.startswith("-")]
     order = {line[1:].split(None, 1)[0]: number for number, line in enumerate(lines) if line.startswith(":")}
     rules.sort(key=lambda line: order.get(line.split(None, 2)[1], len(order)))
     return [line for line in lines if line.startswith(("*", ":"))] + rules + ["COMMIT\n"]

@@ -79,7 +79,7 @@ def _image(image: FileImage | None) -> dict[str, Any] | None:
 
 def tables_in(text: str) -> list[str]:
     """The tables of iptables-save *text*, in order."""
-    return [line[1:].strip() for line in text.splitlines() if line.startswith("*")]
+    return [line[1:].strip() for line in text.split("\n") if line.startswith("*")]
 
 
 def _native_tables(action: LoadNative) -> list[dict[str, str]]:

@@ -312,9 +312,9 @@ def test_every_verb_on_an_image(image: FakeHost, config: Path) -> None:
 
 
 def test_text_of_a_plan(image: FakeHost, config: Path) -> None:
-    done = call("plan", "--root", image.tree, "-c", config)
+    said, _, diff = call("plan", "--root", image.tree, "-c", config).out.decode().partition("\nwhat changes\n")
     assert (
-        done.out.decode()
+        said
         == """\
 changes  mode unload
 
@@ -339,6 +339,9 @@ good to know
       -> let your init system run 'cloudinit-conntrack apply' before it starts the network
 """
     )
+    assert diff.startswith("diff --git a/etc/sysconfig/iptables b/etc/sysconfig/iptables\n--- a/etc/sysconfig/")
+    assert '\n-IPTABLES_MODULES="nf_conntrack_ftp"\n+IPTABLES_MODULES=""\n' in diff
+    assert diff.endswith(" more lines; -v shows all\n")
 
 
 def test_a_blocked_image(image: FakeHost, config: Path) -> None:

@@ -112,7 +112,8 @@ def test_long_files_with_few_changes(data: st.DataObject) -> None:
     assert_patched({"/etc/file": (FileImage(b"".join(old)), FileImage(b"".join(new)))})
 
 
-@pytest.mark.parametrize("name", ["a b", 'a"b', "a\\b", "é", "caf\udce9", "a\tb", "a\nb", "trailing ", "a b \udcff"])
+@pytest.mark.parametrize("name", ["a b", 'a"b', "a\\b", "é", "caf\udce9", "a\tb", "a\nb", "a\x011", "trailing ",
+                                  "a b \udcff"])
 def test_odd_names(name: str) -> None:
     path = f"/etc/x {name}/{name}"
     found = patched({path: (FileImage(b"a\n"), FileImage(b"b\n")), "/etc/plain": (None, FileImage(b"c\n"))})
@@ -185,6 +186,14 @@ new file mode 100644
 """
 
 
+def test_rules_stand_chain_by_chain_as_they_are_printed() -> None:
+    head, rules = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n", ("-A OUTPUT -j A\n", "-A PREROUTING -j B\n")
+    printed = {"raw": f"{head}{rules[1]}{rules[0]}COMMIT\n"}
+    assert diffs.saved_tables(f"# a\n{head}{''.join(rules)}COMMIT\n") == printed
+    odd = f"{head} {rules[0]}-I PREROUTING 1 -j B\nCOMMIT\n"
+    assert diffs.saved_tables(odd) == {"raw": odd}, "what only a restore program knows stays as it is"
+
+
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_every_diff_of_a_plan_does_what_its_action_does(case: Path, tmp_path: Path) -> None:
     """All of a plan in one tree: files and live tables as they are, patched, are as the actions leave them."""
@@ -238,6 +247,21 @@ def test_time_grows_with_the_length() -> None:
     assert found == [(n, n + 1, n, n + 1) for n in range(0, 40000, 10)]
     assert linediff.changes(old, old[::-1]) and linediff.changes(["a\n"] * 40000, ["a\n", "b\n"] * 20000)
     assert time.process_time() - began < 16
+
+
+def test_what_stands_near_is_one_hunk() -> None:
+    old = [f"{n}\n" for n in range(40)]
+    for between, hunks in ((6, 1), (7, 2)):
+        new = ["x\n" if n in (10, 11 + between) else line for n, line in enumerate(old)]
+        found = linediff.hunks(old, new)
+        assert found.count("@@ -") == hunks and found.count("\n ") == (12, 12)[hunks - 1]
+        assert found.startswith("@@ -8,14 +8,14 @@\n" if hunks == 1 else "@@ -8,7 +8,7 @@\n")
+
+
+def test_lines_that_are_there_often_do_not_spread_a_change() -> None:
+    old = [line for n in range(500) for line in (f"rule {n}\n", "COMMIT\n")]
+    new = ["COMMIT\n", *old[:-2], "another\n"]
+    assert linediff.changes(old, new) == [(0, 0, 0, 1), (998, 1000, 999, 1000)]
 
 
 def test_a_diff_is_as_short_as_difflibs_on_what_a_rewrite_does() -> None:

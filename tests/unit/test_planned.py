@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,10 +191,11 @@ def on_terminal(words: list[str], **environment: str) -> str:
         os.close(theirs)
         found = b""
         try:
-            while part := os.read(mine, 65536):
-                found += part
+            while select.select([mine], [], [], 60)[0]:
+                found += os.read(mine, 65536)
         except OSError:  # it has ended (EIO)
             pass
+        running.wait(60)
     os.close(mine)
     assert running.returncode == 4
     return found.decode().replace("\r\n", "\n")

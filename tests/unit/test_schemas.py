@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from cloudinit_conntrack import kinds, report
+from cloudinit_conntrack import kinds, planned, report
 from cloudinit_conntrack.actions import (
     Action,
     DeleteEntries,
@@ -26,9 +26,10 @@ from cloudinit_conntrack.actions import (
     UnloadModule,
     WriteFile,
 )
+from cloudinit_conntrack.config import Desired
 from cloudinit_conntrack.plan import Item, Plan
 from cloudinit_conntrack.said import Evidence, Node
-from cloudinit_conntrack.state import FileImage
+from cloudinit_conntrack.state import FileImage, State
 from cloudinit_conntrack.tracking import Counters, Space
 from tests import reports
 
@@ -150,6 +151,16 @@ def test_other_mutations_are_refused(path: Path, value: Any) -> None:
     at(changed, path[:-1])[path[-1]] = value
     with pytest.raises(AssertionError):
         reports.valid(changed)
+
+
+def test_a_plan_with_changes_says_what_they_are() -> None:
+    plan = Plan("unload", (ACTIONS[4],))
+    whole = report.to_json(dataclasses.replace(
+        report.of_plan(plan, "changes"), planned=planned.of_plan(plan, Desired("unload"), State(None))))
+    for missing in (("desired",), ("flows",), ("kept_ports",), ("actions", 0, "diff"), ("actions", 0)):
+        changed = copy.deepcopy(whole)
+        del at(changed, missing[:-1])[missing[-1]]
+        assert not reports.REPORT.is_valid(changed), missing
 
 
 # --- the schemas themselves ----------------------------------------------------------------
