@@ -8,15 +8,14 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, journal, lastgood, report, transaction, verify
+from . import __version__, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
-from .host import inputs, journalfile, observe, pending
+from .host import inputs, journalfile, pending
 from .host.root import Root
 from .plan import Item, make_plan
 from .report import Report
-from .run import applied, kept
-from .status import make_status
+from .run import applied, kept, mode_of
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
@@ -41,6 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
             verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
+        if name == "status":
+            _status_options(verb)
         if name == "userdata":
             _userdata_options(verb)
         if name == "apply":
@@ -49,6 +50,20 @@ def make_parser() -> argparse.ArgumentParser:
     for name in HIDDEN:
         _common(verbs.add_parser(name))  # without help it is not listed
     return parser
+
+
+def _status_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--watch", metavar="SECONDS", nargs="?", const=2.0, type=_every,
+                      help="draw it again every SECONDS (2), with rates, until Ctrl-C")
+    verb.add_argument("--picture", metavar="FILE",
+                      help="also write the tree as a picture: FILE.dot, or FILE.svg where Graphviz is installed")
+
+
+def _every(text: str) -> float:
+    seconds = float(text) if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text) else 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
 
 
 def _userdata_options(verb: argparse.ArgumentParser) -> None:
@@ -111,26 +126,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    root, live = _root(options)
-    mode, odd = "", list(lastgood.standing(root) if live else ())
-    try:
-        mode = _mode_of(journalfile.kept_desired(root))
-        cut_off = journal.open_entry(journalfile.read(root))
-        if cut_off is not None:
-            what = "a revert was cut off, and is not finished yet" if cut_off.closed else (
-                "an apply was cut off, and is not rolled back yet")
-            odd.append(Item("journal", journal.PATH, what,
-                            "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
-        elif live and pending.read(root) is not None:
-            odd.append(Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",
-                            "run 'cloudinit-conntrack confirm' over a new connection"))
-    except ConntrackError as error:  # status is what one asks when something is wrong
-        odd.append(Item("journal", error.where, error.what, error.remedy))
-    found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
-    from .enable import looked_at  # here: it loads YAML, which the boot service can do without
+    from . import looking  # here: it loads what draws, which the boot service can do without
 
-    facts, wiring = looked_at(root)
-    _print(replace(found, facts=found.facts + facts, findings=(*odd, *wiring, *found.findings)), options)
+    root, live = _root(options)
+    looking.status(options, root, live)
     return DONE
 
 
@@ -190,7 +189,7 @@ def _confirm(options: argparse.Namespace) -> int:
     if not live:
         raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
     transaction.confirm(root)
-    _print(kept(Report(_mode_of(journalfile.kept_desired(root)), "confirmed"), root), options)
+    _print(kept(Report(mode_of(journalfile.kept_desired(root)), "confirmed"), root), options)
     return DONE
 
 
@@ -235,7 +234,7 @@ def _userdata(options: argparse.Namespace) -> int:
 
 Verb = Callable[[argparse.Namespace], int]
 VERBS: dict[str, tuple[Verb, str]] = {
-    "status": (_status, "what is tracked now, and who holds conntrack"),
+    "status": (_status, "what is tracked now, and why: who holds conntrack, with what frees it"),
     "plan": (_plan, "what apply would do, and why; changes nothing"),
     "apply": (_apply, "do the plan as one transaction: whole, or rolled back whole"),
     "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
@@ -259,11 +258,6 @@ def _root(options: argparse.Namespace) -> tuple[Root, bool]:
     if root.is_host and not inputs.is_superuser():
         raise UsageError("only root can read the kernel's rules", f"cloudinit-conntrack {options.verb}", "use sudo")
     return root, root.is_host
-
-
-def _mode_of(section: object) -> str:
-    """The mode of a kept section; empty where there is none."""
-    return str(section.get("mode", "")) if isinstance(section, dict) else ""
 
 
 def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:

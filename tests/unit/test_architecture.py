@@ -16,13 +16,13 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers", "reduce", "cloudcfg"),
+     "containers", "reduce", "cloudcfg", "tracking"),
     ("actions", "kinds", "linediff", "diffs", "journal", "guard", "holders", "planning", "plan", "planned",
-     "userdata"),
+     "userdata", "tree"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "showing",
-     "status", "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
+     "status", "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
+    ("boot", "rewriting", "carrying", "looking", "watching", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.
