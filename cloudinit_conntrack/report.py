@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .said import Evidence, Item
+from .said import Evidence, Item, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
@@ -37,6 +37,7 @@ class Report:
     evidence: tuple[Evidence, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
+    run: Run | None = None  # of what is kept for others
 
 
 def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Report:
@@ -59,6 +60,8 @@ def to_json(report: Report) -> dict[str, Any]:
     }
     if report.message:
         found["message"] = report.message
+    if report.run:
+        found["run"] = vars(report.run)
     return found
 
 

@@ -16,12 +16,12 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers", "reduce", "cloudcfg"),
+     "containers", "reduce", "cloudcfg", "metrics", "fleet"),
     ("actions", "journal", "guard", "holders", "planning", "plan", "userdata"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
      "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "carrying", "cli", "quick", "__main__"),
+    ("boot", "rewriting", "carrying", "measuring", "comparing", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.
