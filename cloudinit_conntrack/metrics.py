@@ -113,12 +113,16 @@ def _of_the_section(found: Measured) -> Iterator[Metric]:
                  standing.actions if standing else None)
     yield _plain("blockers", "gauge", "Reasons for which apply would refuse now.",
                  standing.blockers if standing else None)
-    checks = [((("result", name),), standing.evidence.count(holds)) for name, holds in _HOLDS.items()] if standing else ()
-    yield Metric("evidence_checks", "gauge", "Checks of the kernel, by what they say about the mode.", tuple(checks))
+    yield Metric("evidence_checks", "gauge", "Checks of the kernel, by what they say about the mode.",
+                 _checks(standing) if standing else ())
     yield _plain("unconfirmed", "gauge", "1 while an apply waits to be confirmed, and is undone otherwise.",
                  found.unconfirmed)
     yield _plain("unloadable_saved_files", "gauge", "Saved files that do not load; last good rules stand in for them.",
                  found.unloadable)
+
+
+def _checks(standing: Standing) -> tuple[Sample, ...]:
+    return tuple(((("result", name),), standing.evidence.count(holds)) for name, holds in _HOLDS.items())
 
 
 def _of_the_kernel(found: Measured) -> Iterator[Metric]:

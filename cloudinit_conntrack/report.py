@@ -46,12 +46,12 @@ def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Re
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; the lists hold items with ``id``, ``reason`` and ``where``."""
+    """The report as plain values, as ``schema/report.schema.json`` describes them."""
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "mode": report.mode,
         "outcome": report.outcome,
-        "actions": [{"id": a.id, "verb": a.verb, "where": a.where, "reason": a.reason} for a in report.actions],
+        "actions": _actions(report.actions),
         "blockers": _items(report.blockers),
         "widenings": _items(report.widenings),
         "findings": _items(report.findings),
@@ -63,6 +63,14 @@ def to_json(report: Report) -> dict[str, Any]:
     if report.run:
         found["run"] = vars(report.run)
     return found
+
+
+def _actions(actions: Sequence[Action]) -> list[dict[str, Any]]:
+    if not actions:
+        return []
+    from . import kinds  # here: a boot with nothing to do has no action
+
+    return [kinds.to_json(action) for action in actions]
 
 
 def _items(items: Sequence[Item]) -> list[dict[str, str]]:

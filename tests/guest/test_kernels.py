@@ -6,12 +6,13 @@ and nft.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import reports
 
 from .balancer import RULES4, RULES6
 from .kernels import SUITES, kernel
@@ -127,7 +128,7 @@ def step(told: QuickResult, name: str) -> Ran:
 def answer(told: QuickResult, name: str, status: int = 0) -> Any:
     ran = step(told, name)
     assert ran.status == status, ran.output
-    return json.loads(ran.stdout)
+    return reports.read(ran.stdout)
 
 
 def conntrack(told: QuickResult, look: str) -> set[str]:

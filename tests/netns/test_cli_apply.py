@@ -6,7 +6,6 @@ Judged by iptables-save, the files, /proc/net/nf_conntrack and clients; never by
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import reports
 
 from . import applying, conversations, usage
 from .applying import SAVED, STATEFUL, Machine, failures_during, sent_again, without_made_tables
@@ -275,7 +276,7 @@ def test_json_of_every_verb(machine: Machine) -> None:
     status = machine.report(0, "status")
     plan = machine.report(4, "plan", "-c", config)
     applied = machine.report(0, "apply", "-c", config)
-    kept = json.loads((machine.files / "run/cloudinit-conntrack/result.json").read_text(encoding="utf-8"))
+    kept = reports.read((machine.files / "run/cloudinit-conntrack/result.json").read_text(encoding="utf-8"))
     verified, nothing = machine.report(0, "verify"), machine.report(0, "apply")
     outcomes = [found["outcome"] for found in (plan, applied, verified, nothing)]
     assert outcomes == ["changes", "done", "verified", "nothing-to-do"]

@@ -17,7 +17,7 @@ FLOORS = (
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg", "metrics", "fleet"),
-    ("actions", "journal", "guard", "holders", "planning", "plan", "userdata"),
+    ("actions", "kinds", "journal", "guard", "holders", "planning", "plan", "userdata"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
      "unchanged", "run", "enable", "forget"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from stubs import LiveHost, forked, killed_at
 from cloudinit_conntrack import journal
 from cloudinit_conntrack.boot import apply_section
 from cloudinit_conntrack.errors import ConfigError, ConntrackError
+from tests import reports
 
 RULES = """\
 *filter
@@ -40,8 +40,7 @@ def lines(host: LiveHost, **section: Any) -> list[str]:
 
 
 def result(host: LiveHost) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(host.read("/run/cloudinit-conntrack/result.json"))
-    return found
+    return reports.read(host.read("/run/cloudinit-conntrack/result.json"))
 
 
 def test_lines_on_success(host: LiveHost) -> None:

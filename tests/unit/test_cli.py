@@ -23,6 +23,7 @@ from stubs import LiveHost, Snapshot, forked, snapshot
 import cloudinit_conntrack
 from cloudinit_conntrack import cli, journal
 from cloudinit_conntrack.host.process import find
+from tests import reports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNLOAD = b"conntrack: {mode: unload}\n"
@@ -60,8 +61,7 @@ class Done:
 
     @property
     def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        return reports.read(self.out)
 
 
 def call(*words: str | Path, stdin: bytes = b"") -> Done:
@@ -642,7 +642,7 @@ def test_every_verb_on_the_running_host(live: LiveHost, tmp_path: Path, config: 
     assert live.snapshot() == before
 
     assert (run("apply -c conntrack.yaml").json["outcome"], live.loaded()) == ("done", {"nf_defrag_ipv4"})
-    result = json.loads(live.read("/run/cloudinit-conntrack/result.json"))
+    result = reports.read(live.read("/run/cloudinit-conntrack/result.json"))
     assert (result["schema"], result["outcome"], result["mode"]) == (1, "done", "unload")
     assert run("apply").json["outcome"] == "nothing-to-do"
     verified = run("verify")
@@ -666,7 +666,7 @@ def test_blocked_and_failed_on_the_running_host(live: LiveHost, tmp_path: Path, 
     assert "  it failed: rolling back ..." in progress.splitlines()
     assert message.startswith("module xt_conntrack: module xt_conntrack is in use; ")
     assert live.snapshot() == before
-    assert json.loads(live.read("/run/cloudinit-conntrack/result.json"))["outcome"] == "failed"
+    assert reports.read(live.read("/run/cloudinit-conntrack/result.json"))["outcome"] == "failed"
     live.rules("legacy", "ipv4", BLOCKED)
     before = live.snapshot()
     for verb in ("plan", "apply"):
