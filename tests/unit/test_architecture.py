@@ -103,4 +103,4 @@ def test_cloudinit_is_known_in_one_place_and_not_imported() -> None:
     assert not {m for m in names if m.split(".")[0] == "cloudinit"}
     face = ast.parse((ROOT / "cc_conntrack.py").read_text(), feature_version=(3, 6))
     top = [n for n in face.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert {alias.name for n in top for alias in n.names} == {"functools", "logging"}
+    assert {alias.name for n in top for alias in n.names} == {"contextlib", "functools", "logging"}
