@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, journal, lastgood, report, transaction, verify
+from . import __version__, lastgood, looking, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
-from .host import inputs, journalfile, observe, pending
+from .host import inputs, journalfile, pending
 from .host.root import Root
 from .host.stamp import clock, run_since
+from .looking import mode_of
 from .plan import Item, make_plan
 from .report import Report
 from .run import applied, kept
-from .status import make_status
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
             verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
+        if name == "status":
+            looking.add_options(verb)
         if name == "userdata":
             _userdata_options(verb)
         if name == "metrics":
@@ -126,25 +128,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     root, live = _root(options)
-    mode, odd = "", list(lastgood.standing(root) if live else ())
-    try:
-        mode = _mode_of(journalfile.kept_desired(root))
-        cut_off = journal.open_entry(journalfile.read(root))
-        if cut_off is not None:
-            what = "a revert was cut off, and is not finished yet" if cut_off.closed else (
-                "an apply was cut off, and is not rolled back yet")
-            odd.append(Item("journal", journal.PATH, what,
-                            "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
-        elif live and pending.read(root) is not None:
-            odd.append(Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",
-                            "run 'cloudinit-conntrack confirm' over a new connection"))
-    except ConntrackError as error:  # status is what one asks when something is wrong
-        odd.append(Item("journal", error.where, error.what, error.remedy))
-    found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
-    from .enable import looked_at  # here: it loads YAML, which the boot service can do without
-
-    facts, wiring = looked_at(root)
-    _print(replace(found, facts=found.facts + facts, findings=(*odd, *wiring, *found.findings)), options)
+    looking.status(options, root, live)
     return DONE
 
 
@@ -204,7 +188,7 @@ def _confirm(options: argparse.Namespace) -> int:
     if not live:
         raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
     transaction.confirm(root)
-    _print(kept(Report(_mode_of(journalfile.kept_desired(root)), "confirmed"), root, clock()), options)
+    _print(kept(Report(mode_of(journalfile.kept_desired(root)), "confirmed"), root, clock()), options)
     return DONE
 
 
@@ -269,7 +253,7 @@ def _fleet_report(options: argparse.Namespace) -> int:
 
 Verb = Callable[[argparse.Namespace], int]
 VERBS: dict[str, tuple[Verb, str]] = {
-    "status": (_status, "what is tracked now, and who holds conntrack"),
+    "status": (_status, "what is tracked now, and why: who holds conntrack, with what frees it"),
     "plan": (_plan, "what apply would do, and why; changes nothing"),
     "apply": (_apply, "do the plan as one transaction: whole, or rolled back whole"),
     "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
@@ -295,11 +279,6 @@ def _root(options: argparse.Namespace) -> tuple[Root, bool]:
     if root.is_host and not inputs.is_superuser():
         raise UsageError("only root can read the kernel's rules", f"cloudinit-conntrack {options.verb}", "use sudo")
     return root, root.is_host
-
-
-def _mode_of(section: object) -> str:
-    """The mode of a kept section; empty where there is none."""
-    return str(section.get("mode", "")) if isinstance(section, dict) else ""
 
 
 def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:

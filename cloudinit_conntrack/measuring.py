@@ -14,7 +14,7 @@ from typing import Callable, TypeVar
 from . import __version__, lastgood, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError
-from .host import counters, inputs, journalfile, pending, service, stamp
+from .host import inputs, journalfile, pending, service, stamp, tracking
 from .host.kernel import observe_kernel
 from .host.root import Root
 from .metrics import LastRun, Measured, Standing, exposition
@@ -51,9 +51,8 @@ def measured(root: Root, section: object = None) -> Measured:
         boot_failed=looks.at(lambda: service.has_failed(root)),
         boot_enabled=looks.at(lambda: _enabled(root)),
     )  # fmt: skip
-    counted = looks.at(lambda: counters.read(root))
-    if counted is not None:
-        found = replace(found, limit=counted.limit, counted=counted.columns)
+    if found.kernel and found.kernel.conntrack != "absent":
+        found = replace(found, counters=looks.at(lambda: tracking.counters(root)))
     return replace(found, seconds=round(stamp.clock() - began, 4), complete=not looks.failed)
 
 

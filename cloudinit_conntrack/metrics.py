@@ -6,18 +6,19 @@ has no sample, so that an alert sees "unknown" as absent and never as zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from .state import Kernel
+from .tracking import Counters
 
 PREFIX = "cloudinit_conntrack_"
 MODES = ("notrack", "stateless", "unload")
 # The outcomes that a kept report may have, each with the exit code of its run.
 OUTCOMES = {"done": 0, "nothing-to-do": 0, "unconfirmed": 0, "confirmed": 0, "reverted": 0, "failed": 1, "blocked": 3}
-# The kernel's counters that a watcher needs, by column: nf_conntrack_standalone.c, ct_cpu_seq_show().
+# The kernel's counters that a watcher needs, by their column in /proc/net/stat/nf_conntrack.
 COUNTERS = (
-    ("insert", "inserts", "Entries put into the table, as far as this kernel counts them."),
+    ("insert", "inserts", "Entries put into the table; since Linux 4.9 only those that a program wrote."),
     ("insert_failed", "insert_failures", "Entries that did not go into the table."),
     ("drop", "drops", "Packets dropped because no entry could be made: the table is full."),
     ("early_drop", "early_drops", "Entries thrown out early to make room for a new one."),
@@ -66,7 +67,6 @@ class Measured:
     """One look at a host; ``None`` is what could not be told.
 
     *mode* is the one asked for, empty where no section is known.  *standing* is ``None`` there too.
-    *counted* are the kernel's counters of conntrack by their names in ``/proc/net/stat/nf_conntrack``.
     *unloadable* counts the saved files for which last good rules stand in.  *moment* is when this
     was measured, in seconds since the epoch, *seconds* how long it took.
     """
@@ -77,8 +77,7 @@ class Measured:
     complete: bool
     mode: str = ""
     kernel: Kernel | None = None
-    limit: int | None = None
-    counted: Mapping[str, int] = field(default_factory=dict)
+    counters: Counters | None = None
     standing: Standing | None = None
     unconfirmed: bool | None = None
     unloadable: int | None = None
@@ -127,9 +126,10 @@ def _checks(standing: Standing) -> tuple[Sample, ...]:
 
 def _of_the_kernel(found: Measured) -> Iterator[Metric]:
     yield _plain("entries", "gauge", "Tracked connections in the host's network namespace.", _entries(found))
-    yield _plain("entries_limit", "gauge", "Tracked connections that the table has room for.", found.limit)
+    yield _plain("entries_limit", "gauge", "Tracked connections that the table has room for.",
+                 found.counters.limit if found.counters else None)
     for column, name, words in COUNTERS:
-        yield _plain(f"{name}_total", "counter", words, found.counted.get(column))
+        yield _plain(f"{name}_total", "counter", words, found.counters.column(column) if found.counters else None)
 
 
 def _entries(found: Measured) -> int | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .said import Evidence, Item, Run
+from .said import Evidence, Item, Node, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
 
     from .actions import Action
     from .plan import Plan
+    from .tracking import Counters, Space
 
 SCHEMA = 1
 COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
@@ -25,8 +26,23 @@ OUTCOME_COLOUR = {
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What ``status`` sees beside its findings: who holds conntrack, what it does, where it is hooked in.
+
+    *drawn* are the ids of the findings that the tree says already; *alarms* the facts that call
+    for a colour, with it.
+    """
+
+    tree: tuple[Node, ...] = ()
+    counters: Counters | None = None
+    spaces: tuple[Space, ...] = ()
+    drawn: frozenset[str] = frozenset()
+    alarms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
-    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines."""
+    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines; *sight* is status's alone."""
 
     mode: str
     outcome: str
@@ -38,6 +54,7 @@ class Report:
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
     run: Run | None = None  # of what is kept for others
+    sight: Sight | None = None
 
 
 def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Report:
@@ -58,6 +75,10 @@ def to_json(report: Report) -> dict[str, Any]:
         "evidence": [{"id": e.id, "holds": e.holds, "what": e.what} for e in report.evidence],
         "facts": dict(report.facts),
     }
+    if report.sight is not None:
+        from .seeing import sight_json  # here: every boot reads this file
+
+        found.update(sight_json(report.sight))
     if report.message:
         found["message"] = report.message
     if report.run:
@@ -83,22 +104,36 @@ def json_text(report: Report) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"
 
 
-def text(report: Report, colour: bool = False, verbose: bool = False) -> str:
-    """The report for a person: the answer first, then what is behind it."""
+def text(report: Report, colour: bool = False, verbose: bool = False, unicode: bool = True) -> str:
+    """The report for a person: the answer first, then what is behind it; *unicode*: the tree has lines of its own."""
+    sight = report.sight or Sight()
     lines = [_headline(report, colour)]
     if report.message:
         lines.append(f"  {report.message}")
     width = max((len(name) for name, _ in report.facts), default=0)
-    lines += [f"  {name:<{width}}  {value}" for name, value in report.facts]
+    alarms = dict(sight.alarms)
+    for name, value in report.facts:
+        told = paint(value, alarms[name], colour) if name in alarms else value
+        lines.append(f"  {name:<{width}}  {told}")
     lines += _section("blocked by", "red", colour, _grouped(report.blockers))
     lines += _section("actions, in this order", "bold", colour, _numbered(report.actions))
     lines += _section("accepted now and not before", "yellow", colour, _grouped(report.widenings))
-    lines += _section("good to know", "bold", colour, _grouped(report.findings))
+    lines += _seen(report, unicode, colour, verbose)
+    lines += _section("good to know", "bold", colour, _grouped([f for f in report.findings if f.id not in sight.drawn]))
     shown = [e for e in report.evidence if verbose or e.holds is not True]
     lines += _section("the kernel says", "bold", colour, [_evidence(e) for e in shown])
     if report.evidence and not shown:
         lines.append(f"  the kernel agrees ({len(report.evidence)} checks; -v shows them)")
     return "\n".join(lines) + "\n"
+
+
+def _seen(report: Report, unicode: bool, colour: bool, verbose: bool) -> list[str]:
+    if report.sight is None:
+        return []
+    from .seeing import sections  # here: every boot reads this file
+
+    found = sections(report.sight, unicode, colour, verbose)
+    return [line for title, body in found for line in _section(title, "bold", colour, body)]
 
 
 def _headline(report: Report, colour: bool) -> str:

@@ -32,3 +32,21 @@ class Run:
     host: str
     time: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """One part of why conntrack is in use, with what in turn holds it.
+
+    *kind* is ``conntrack``, ``module``, ``table``, ``rule``, ``writer``, ``namespace``, ``owner``,
+    ``service``, ``unit``, ``process``, ``saved``, ``unseen`` or ``also``.  *what* is for reading,
+    *where* the place (a rule's, ``FILE:LINE``, a unit), *remedy* the command that removes it, or
+    the words where no single command does.
+    """
+
+    id: str
+    kind: str
+    what: str
+    where: str = ""
+    remedy: str = ""
+    children: tuple[Node, ...] = ()

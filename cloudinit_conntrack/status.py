@@ -5,22 +5,29 @@ from __future__ import annotations
 from .holders import all_holders
 from .plan import Item
 from .planning.frontends import MODES, FoundFrontEnd, found_front_ends
-from .report import Report
+from .report import Report, Sight
+from .seeing import alarms_of, counter_facts, spaces_of
 from .service import NAME
 from .state import BootService, Kernel, State
+from .tracking import Tracking
+from .tree.building import make_tree
+from .tree.uses import all_uses
 
 
-def make_status(state: State, mode: str, last: str = "") -> Report:
+def make_status(state: State, mode: str, last: str = "", tracking: Tracking | None = None) -> Report:
     """The status of *state*.  Pure: everything was observed.
 
     *mode* is the kept one, *last* the outcome of the last apply in this boot; both may be empty.
+    *tracking* is what conntrack does now.
     """
-    kernel = state.kernel
+    kernel, tracking = state.kernel, tracking or Tracking()
     facts: list[tuple[str, str]] = []
     outcome = "image"
     if kernel is not None:
         outcome = "conntrack-" + kernel.conntrack
         facts += _kernel_facts(kernel)
+        told = dict(counter_facts(tracking.counters)) if tracking.counters else {}
+        facts = [fact for fact in facts if fact[0] not in told] + list(told.items())
     facts += [(f"modprobe {r.name}", f"{r.effect} ({r.evidence})") for r in state.resolutions]
     if state.boot is not None and state.boot.systemd:
         did = f"; the last apply of this boot: {last}" if last else ""
@@ -29,7 +36,10 @@ def make_status(state: State, mode: str, last: str = "") -> Report:
     held = all_holders(state)
     findings = tuple(Item(h.id, h.where, f"{h.what}  [{h.module}]", h.remedy) for h in held)
     notes = tuple(Item(f"note:{n}", "host", note) for n, note in enumerate(state.notes, 1))
-    return Report(mode, outcome, findings=findings + notes, facts=tuple(facts))
+    uses = all_uses(state, tracking)
+    sight = Sight(make_tree(state, tracking, uses), tracking.counters, spaces_of(tracking, uses),
+                  frozenset(h.id for h in held), alarms_of(tracking.counters))
+    return Report(mode, outcome, findings=findings + notes, facts=tuple(facts), sight=sight)
 
 
 def _front_end_fact(found: FoundFrontEnd, mode: str) -> str:

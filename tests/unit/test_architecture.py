@@ -16,12 +16,12 @@ FLOORS = (
     ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
-     "containers", "reduce", "cloudcfg", "metrics", "fleet"),
-    ("actions", "kinds", "journal", "guard", "holders", "planning", "plan", "userdata"),
+     "containers", "reduce", "cloudcfg", "tracking", "metrics", "fleet"),
+    ("actions", "kinds", "journal", "guard", "holders", "planning", "plan", "userdata", "tree"),
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "carrying", "measuring", "comparing", "cli", "quick", "__main__"),
+     "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
+    ("boot", "rewriting", "carrying", "looking", "watching", "measuring", "comparing", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.
