@@ -42,8 +42,9 @@ def compare(paths: Sequence[str], as_json: bool, verbose: bool) -> int:
 
 
 def _gathered(paths: Sequence[str]) -> tuple[Fleet, Unreadable]:
-    gathering, unreadable, names = Gathering(), [], set()
-    for node, path in reports.named(paths):
+    gathering, names = Gathering(), set()
+    unreadable: list[tuple[str, str]] = []
+    for node, path in reports.named(paths, lambda where, what: unreadable.append((where, what))):
         shown = "<stdin>" if path == "-" else path
         try:
             report, host = fleet.parse(inputs.read_input(path, fleet.MOST_BYTES), shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Callable
 
 from ..errors import ConntrackError
 
@@ -11,28 +12,29 @@ _MOST_FILES = 200_000
 _OURS = ("run", "cloudinit-conntrack", "result")  # as it lies on a node, and as Ansible's fetch keeps it
 
 
-def named(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+def named(paths: Sequence[str], refuse: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
     """(node, file) for each report that *paths* lead to, in order; the name of a node may be empty.
 
     ``-`` is standard input.  Of a directory every ``*.json`` below it is one, regular files only.
+    A directory that cannot be read is told to *refuse*, with what is wrong.  ConntrackError for too many files.
     """
     left = _MOST_FILES
     for path in paths:
         if not os.path.isdir(path):
             yield ("" if path == "-" else _node(os.path.abspath(path).split("/")[-4:], 1)), path
             continue
-        for file in _below(path):
+        for file in _below(path, refuse):
             left -= 1
             if left < 0:
                 raise ConntrackError(f"there are more than {_MOST_FILES:,} files", path, "give fewer at a time")
             yield _node(os.path.relpath(file, path).split("/"), None), file
 
 
-def _below(path: str) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise ConntrackError(f"cannot be read ({error.strerror})", str(error.filename), "give a readable directory")
+def _below(path: str, refuse: Callable[[str, str], None]) -> Iterator[str]:
+    def told(error: OSError) -> None:
+        refuse(str(error.filename), f"cannot be read ({error.strerror})")
 
-    for place, directories, files in os.walk(path, onerror=refuse):
+    for place, directories, files in os.walk(path, onerror=told):
         directories.sort()
         for name in sorted(files):
             if name.endswith(".json") and os.path.isfile(os.path.join(place, name)):

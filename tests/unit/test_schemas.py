@@ -162,7 +162,7 @@ def schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
         yield from schemas_in(inner)
 
 
-@pytest.mark.parametrize("by", [reports.REPORT, reports.REWRITE], ids=["report", "rewrite"])
+@pytest.mark.parametrize("by", [reports.REPORT, reports.REWRITE, reports.FLEET], ids=["report", "rewrite", "fleet"])
 def test_every_object_is_closed_and_every_property_described(by: jsonschema.Draft7Validator) -> None:
     schema: Any = by.schema
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
