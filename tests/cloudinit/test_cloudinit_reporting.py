@@ -27,6 +27,17 @@ DROP_IN = "/etc/cloud/cloud.cfg.d/95_conntrack.cfg"
 REPORTING = "/etc/cloud/cloud.cfg.d/96_reporting.cfg"
 POSTS = "/run/posts"
 OURS = "/config-conntrack/apply"
+# Our module, called as cloud-init calls it, beside an API that is not what it was: the name is gone, or it fails.
+BROKEN = """
+import json, sys, yaml
+from cloudinit.reporting import events
+import cc_conntrack
+if sys.argv[1] == "gone":
+    del events.ReportEventStack
+else:
+    events.ReportEventStack.__exit__ = events.ReportEventStack.__init__ = lambda *words, **more: 1 / 0
+cc_conntrack.handle("conntrack", yaml.safe_load(sys.stdin), None, [])
+"""
 NAME = f"modules-config{OURS}"
 RESULT = "/run/cloudinit-conntrack/result.json"
 PORT = 8099
@@ -115,6 +126,7 @@ def test_what_became_of_an_apply_is_reported(suite: Suite, installed: Machine) -
             bad_section(boot)
             no_section(boot)
         no_endpoint(boot)
+        no_reporting(boot)
 
 
 def success(suite: Suite, boot: Boot, outcome: Outcome, start: dict[str, Any], finish: dict[str, Any]) -> None:
@@ -167,3 +179,11 @@ def no_endpoint(boot: Boot) -> None:
     assert [text for text in lost if OURS in text] and [text for text in lost if OURS not in text]
     assert json.loads(boot.read(RESULT))["outcome"] == "done"
     assert firewall(boot).stateful == []
+
+
+def no_reporting(boot: Boot) -> None:
+    """cloud-init gives no guarantee for its API to modules that it does not ship."""
+    for how in ("gone", "failing"):
+        boot.run("rm", RESULT)
+        boot.run("python3", "-c", BROKEN, how, stdin=SECTION)
+        assert reports.read(boot.read(RESULT))["outcome"] == "nothing-to-do"
