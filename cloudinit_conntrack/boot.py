@@ -48,8 +48,9 @@ def apply_section(
         if error is not None:
             raise error
     except ConntrackError as wrong:
-        conclude(Conclusion("FAIL", _one_line(f"{report.outcome if report else 'failed'}: {wrong}"),
-                            _attached(report, root)))
+        outcome = report.outcome if report else "failed"
+        told = f"{outcome}: {str(wrong).replace('blocked: ', '', outcome == 'blocked')}"
+        conclude(Conclusion("FAIL", _one_line(told), _attached(report, root)))
         raise
     result = "SUCCESS" if report.mode == desired.mode else "WARN"
     conclude(Conclusion(result, _one_line(_summary(report, desired.mode)), _attached(report, root)))

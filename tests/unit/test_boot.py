@@ -83,10 +83,11 @@ def test_what_reporting_is_told(host: LiveHost) -> None:
     assert (found.result, found.files) == ("SUCCESS", (journalfile.RESULT,))
     assert found.description == "mode unload: done, 5 actions, 1 widening, 2 findings"
     assert concluded(host, mode="unload") == Conclusion("SUCCESS", "mode unload: nothing to do", (journalfile.RESULT,))
-    host.rules("legacy", "ipv4", RULES.replace("COMMIT", "-A INPUT -m connmark --mark 1 -j DROP\nCOMMIT"))
+    host.write("/etc/sysconfig/iptables", RULES.replace("COMMIT", "-A INPUT -m connmark --mark 1 -j DROP\nCOMMIT"))
     found = concluded(host, mode="unload")
     assert found.result == "FAIL" and "connmark" in found.description
-    assert found.description.startswith("blocked: iptables-legacy ipv4, table filter, chain INPUT, rule 3: blocked: ")
+    assert found.description.startswith("blocked: /etc/sysconfig/iptables: table filter, chain INPUT, rule 3: ")
+    assert found.description.count("blocked") == 1
 
 
 def test_a_large_report_is_not_attached(host: LiveHost) -> None:
