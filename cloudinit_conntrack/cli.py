@@ -8,16 +8,15 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, lastgood, looking, report, transaction, verify
+from . import __version__, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, pending
 from .host.root import Root
 from .host.stamp import clock, run_since
-from .looking import mode_of
 from .plan import Item, make_plan
 from .report import Report
-from .run import applied, kept
+from .run import applied, kept, mode_of
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
@@ -51,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
         if name == "status":
-            looking.add_options(verb)
+            _status_options(verb)
         if name == "userdata":
             _userdata_options(verb)
         if name == "metrics":
@@ -65,6 +64,20 @@ def make_parser() -> argparse.ArgumentParser:
     for name in HIDDEN:
         _common(verbs.add_parser(name))  # without help it is not listed
     return parser
+
+
+def _status_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--watch", metavar="SECONDS", nargs="?", const=2.0, type=_every,
+                      help="draw it again every SECONDS (2), with rates, until Ctrl-C")
+    verb.add_argument("--picture", metavar="FILE",
+                      help="also write the tree as a picture: FILE.dot, or FILE.svg where Graphviz is installed")
+
+
+def _every(text: str) -> float:
+    seconds = float(text) if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text) else 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
 
 
 def _userdata_options(verb: argparse.ArgumentParser) -> None:
@@ -127,6 +140,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from . import looking  # here: it loads what draws, which the boot service can do without
+
     root, live = _root(options)
     looking.status(options, root, live)
     return DONE
@@ -134,10 +149,13 @@ def _status(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    from . import planned  # here: no other verb shows diffs
+
     desired, _ = _desired(options, root)
-    plan = make_plan(desired, verify.observed(desired, root, live))
+    state = verify.observed(desired, root, live)
+    plan = make_plan(desired, state)
     outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
-    _print(report.of_plan(plan, outcome), options)
+    _print(replace(report.of_plan(plan, outcome), planned=planned.of_plan(plan, desired, state)), options)
     return BLOCKED if plan.blockers else (DRIFT if plan.actions else DONE)
 
 
@@ -305,7 +323,7 @@ def _print(found: Report, options: argparse.Namespace) -> None:
     if options.format == "json":
         sys.stdout.write(report.json_text(found))
     else:
-        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose))
+        sys.stdout.write(report.text(found, inputs.wants_colour(sys.stdout), options.verbose))
 
 
 def _progress(options: argparse.Namespace) -> transaction.Progress:

@@ -10,6 +10,7 @@ from .said import Node
 
 SHOWN = 5  # of children that are alike
 MOST = 8  # up to so many are all shown: a line that says "3 more" saves nothing
+FOLDED = ("rule", "namespace", "service", "process", "saved")  # the others are few, and each is another story
 _WIDE = 110
 _CODE = re.compile(r"\033\[[0-9;]*m")
 
@@ -44,7 +45,7 @@ def shown_children(node: Node, verbose: bool = False) -> tuple[tuple[Node, ...],
     folds: list[Fold] = []
     for kind in kinds:
         alike = [child for child in node.children if child.kind == kind]
-        keep = len(alike) if verbose or len(alike) <= MOST else SHOWN
+        keep = len(alike) if verbose or kind not in FOLDED or len(alike) <= MOST else SHOWN
         shown += alike[:keep]
         folds += [Fold(len(alike) - keep, kind)] if keep < len(alike) else []
     order = {id(child): at for at, child in enumerate(node.children)}

@@ -14,29 +14,11 @@ from .host.root import Root
 from .host.tracking import observe_tracking
 from .plan import Item
 from .report import Report
+from .run import mode_of
 from .said import Node
 from .status import make_status
 
-EVERY = 2.0
 PICTURES = (".dot", ".svg")
-
-
-def add_options(verb: argparse.ArgumentParser) -> None:
-    """The options that ``status`` alone has."""
-    verb.add_argument("--watch", metavar="SECONDS", nargs="?", const=EVERY, type=_every,
-                      help=f"draw it again every SECONDS ({EVERY:g}), with rates, until Ctrl-C")
-    verb.add_argument("--picture", metavar="FILE",
-                      help="also write the tree as a picture: FILE.dot, or FILE.svg where Graphviz is installed")
-
-
-def _every(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
-    return seconds
 
 
 def status(options: argparse.Namespace, root: Root, live: bool) -> None:
@@ -45,7 +27,8 @@ def status(options: argparse.Namespace, root: Root, live: bool) -> None:
     if options.watch is not None:
         from .watching import watch  # here: it is asked for seldom
 
-        watch(lambda: look(root, live), options.watch, options.verbose, terminal.draws_lines())
+        colour = inputs.wants_colour(sys.stdout)
+        watch(lambda: look(root, live), options.watch, colour, options.verbose, terminal.draws_lines())
         return
     found = look(root, live)
     if options.picture is not None:
@@ -53,7 +36,7 @@ def status(options: argparse.Namespace, root: Root, live: bool) -> None:
     if options.format == "json":
         sys.stdout.write(report.json_text(found))
     else:
-        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose, terminal.draws_lines()))
+        sys.stdout.write(report.text(found, inputs.wants_colour(sys.stdout), options.verbose, terminal.draws_lines()))
 
 
 def _refuse(options: argparse.Namespace, live: bool) -> None:
@@ -111,8 +94,3 @@ def _unfinished(root: Root, live: bool) -> list[Item]:
         return [Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",
                      "run 'cloudinit-conntrack confirm' over a new connection")]
     return []
-
-
-def mode_of(section: object) -> str:
-    """The mode of a kept section; empty where there is none."""
-    return str(section.get("mode", "")) if isinstance(section, dict) else ""

@@ -14,10 +14,11 @@ if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
 
     from .actions import Action
     from .plan import Plan
+    from .planned import Planned
     from .tracking import Counters, Space
 
 SCHEMA = 1
-COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
+COLOURS = {"red": "31", "yellow": "33", "green": "32", "cyan": "36", "dim": "2", "bold": "1"}
 OUTCOME_COLOUR = {
     "done": "green", "nothing-to-do": "green", "verified": "green", "reverted": "green",
     "blocked": "red", "failed": "red", "drift": "yellow", "changes": "yellow", "unconfirmed": "yellow",
@@ -42,7 +43,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class Report:
-    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines; *sight* is status's alone."""
+    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines.
+
+    *planned* is what ``plan`` says beyond that: diffs, and what the plan was made for; *sight* what ``status`` does.
+    """
 
     mode: str
     outcome: str
@@ -53,6 +57,7 @@ class Report:
     evidence: tuple[Evidence, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
+    planned: Planned | None = None
     run: Run | None = None  # of what is kept for others
     sight: Sight | None = None
 
@@ -83,7 +88,15 @@ def to_json(report: Report) -> dict[str, Any]:
         found["message"] = report.message
     if report.run:
         found["run"] = vars(report.run)
-    return found
+    return found if report.planned is None else _with_plan(found, report.planned)
+
+
+def _with_plan(found: dict[str, Any], planned: Planned) -> dict[str, Any]:
+    from .planned import diff_json, to_json
+
+    for told, (_, diff) in zip(found["actions"], planned.changes):
+        told.update(diff_json(diff))
+    return {**found, **to_json(planned)}
 
 
 def _actions(actions: Sequence[Action]) -> list[dict[str, Any]]:
@@ -124,6 +137,10 @@ def text(report: Report, colour: bool = False, verbose: bool = False, unicode: b
     lines += _section("the kernel says", "bold", colour, [_evidence(e) for e in shown])
     if report.evidence and not shown:
         lines.append(f"  the kernel agrees ({len(report.evidence)} checks; -v shows them)")
+    if report.planned is not None:
+        from .showing import changes
+
+        lines += _section("what changes", "bold", colour, changes(report.planned, colour, verbose))
     return "\n".join(lines) + "\n"
 
 

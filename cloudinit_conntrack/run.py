@@ -103,3 +103,8 @@ def _remember(desired: Desired, section: object, root: Root) -> None:
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:
     items = tuple(Item(f"apply:{number}", "apply", note) for number, note in enumerate(notes, 1))
     return replace(report, findings=report.findings + items)
+
+
+def mode_of(section: object) -> str:
+    """The mode of a kept section; empty where there is none."""
+    return str(section.get("mode", "")) if isinstance(section, dict) else ""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from .holders import all_holders
+from collections.abc import Sequence
+
+from .holders import Holder, all_holders, service_of
 from .plan import Item
 from .planning.frontends import MODES, FoundFrontEnd, found_front_ends
 from .report import Report, Sight
+from .said import Node
 from .seeing import alarms_of, counter_facts, spaces_of
 from .service import NAME
 from .state import BootService, Kernel, State
 from .tracking import Tracking
-from .tree.building import make_tree
+from .tree.building import make_tree, nodes_of
 from .tree.uses import all_uses
 
 
@@ -33,13 +36,20 @@ def make_status(state: State, mode: str, last: str = "", tracking: Tracking | No
         did = f"; the last apply of this boot: {last}" if last else ""
         facts.append(("every boot", _boot_fact(state.boot) + did))
     facts += [(f"front end {found.name}", _front_end_fact(found, mode)) for found in found_front_ends(state)]
-    held = all_holders(state)
+    uses = all_uses(state, tracking)
+    tree = make_tree(state, tracking, uses)
+    held = _seen_or_accounted(all_holders(state), tree)
     findings = tuple(Item(h.id, h.where, f"{h.what}  [{h.module}]", h.remedy) for h in held)
     notes = tuple(Item(f"note:{n}", "host", note) for n, note in enumerate(state.notes, 1))
-    uses = all_uses(state, tracking)
-    sight = Sight(make_tree(state, tracking, uses), tracking.counters, spaces_of(tracking, uses),
+    sight = Sight(tree, tracking.counters, spaces_of(tracking, uses),
                   frozenset(h.id for h in held), alarms_of(tracking.counters))
     return Report(mode, outcome, findings=findings + notes, facts=tuple(facts), sight=sight)
+
+
+def _seen_or_accounted(held: Sequence[Holder], tree: Sequence[Node]) -> list[Holder]:
+    """*held* without users that were called unseen, and for which the tree, which sees more, accounts."""
+    told = {node.id for node in nodes_of(tree)}
+    return [h for h in held if h.kind != "unseen" or h.id in told or service_of(h.module)]
 
 
 def _front_end_fact(found: FoundFrontEnd, mode: str) -> str:

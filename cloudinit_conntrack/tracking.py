@@ -26,7 +26,8 @@ class Counters:
     *entries* of at most *limit*, in *buckets* hash buckets; *columns* are the other counts of
     ``/proc/net/stat/nf_conntrack`` since the namespace began, summed over all CPUs, by the
     kernel's own names.  ``None`` and no columns where the kernel does not tell.  ``insert``
-    counts every new connection up to kernel 4.8, and only those that a program wrote since.
+    counts every new connection on old kernels (2.6 to 4.8), and only those that a program wrote
+    since (measured on 6.18: 29 new entries, insert 0); the change of *entries* tells more there.
     """
 
     entries: int | None = None
@@ -167,9 +168,14 @@ _OPTIONS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
 
 def _address(text: str) -> str:
-    """``0A000001:0050`` -> ``10.0.0.1:80``; IPv6 has brackets and is in words already."""
+    """``0A000001:0050`` -> ``10.0.0.1:80``; IPv6 has brackets and all its zeros."""
     host, _, port = text.rpartition(":")
     number = str(int(port, 16)) if _is_hex(port) else port
     if len(host) == 8 and _is_hex(host):
-        host = ".".join(str(int(host[at:at + 2], 16)) for at in range(0, 8, 2))
-    return f"{host}:{number}"
+        return ".".join(str(int(host[at:at + 2], 16)) for at in range(0, 8, 2)) + f":{number}"
+    from ipaddress import AddressValueError, IPv6Address  # here: few hosts have such a service
+
+    try:
+        return f"[{IPv6Address(host.strip('[]'))}]:{number}"
+    except AddressValueError:
+        return f"{host}:{number}"

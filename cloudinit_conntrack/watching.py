@@ -17,7 +17,7 @@ RATES = ("insert", "insert_failed", "drop", "early_drop")
 Look = Callable[[], Report]
 
 
-def watch(look: Look, seconds: float, verbose: bool, unicode: bool) -> None:
+def watch(look: Look, seconds: float, colour: bool, verbose: bool, unicode: bool) -> None:
     """Draw what *look* sees every *seconds*, until Ctrl-C; UsageError where there is no terminal."""
     if not terminal.has_screen():
         raise UsageError("standard output is no terminal that can be drawn on", "--watch",
@@ -26,7 +26,7 @@ def watch(look: Look, seconds: float, verbose: bool, unicode: bool) -> None:
     try:
         with terminal.screen() as screen:
             before, began = _counters(found), terminal.clock()
-            lines = _frame(found, "", seconds, verbose, unicode)
+            lines = _frame(found, "", seconds, colour, verbose, unicode)
             while True:
                 _draw(screen, lines)
                 due = began + seconds
@@ -39,7 +39,7 @@ def watch(look: Look, seconds: float, verbose: bool, unicode: bool) -> None:
                     lines = [f"every {seconds:g} s, Ctrl-C ends", "", *str(error).split("\n")]
                     continue
                 now = _counters(found)
-                lines = _frame(found, rates(before, now, passed), seconds, verbose, unicode)
+                lines = _frame(found, rates(before, now, passed), seconds, colour, verbose, unicode)
                 before = now
     except terminal.Ended:
         return
@@ -68,13 +68,13 @@ def _rates(before: Counters, now: Counters, seconds: float) -> Iterator[str]:
             yield f"{name} {(new - old if new >= old else new) / seconds:.1f}"
 
 
-def _frame(found: Report, rate: str, seconds: float, verbose: bool, unicode: bool) -> list[str]:
+def _frame(found: Report, rate: str, seconds: float, colour: bool, verbose: bool, unicode: bool) -> list[str]:
     """The lines of the view: how to end it, the status, the rates beside the counters."""
     if rate:
         at = next((n for n, (name, _) in enumerate(found.facts) if name == "counters"), len(found.facts) - 1) + 1
         found = replace(found, facts=(*found.facts[:at], ("rates", rate), *found.facts[at:]))
-    text = report.text(found, True, verbose, unicode).rstrip("\n").split("\n")
-    return [f"{report.paint(f'every {seconds:g} s, Ctrl-C ends', 'dim', True)}", *text]
+    text = report.text(found, colour, verbose, unicode).rstrip("\n").split("\n")
+    return [report.paint(f"every {seconds:g} s, Ctrl-C ends", "dim", colour), *text]
 
 
 def _draw(screen: terminal.Screen, lines: list[str]) -> None:
@@ -83,4 +83,5 @@ def _draw(screen: terminal.Screen, lines: list[str]) -> None:
     shown = lines if len(lines) <= height else lines[:height - 1]
     if len(shown) < len(lines):
         shown = [*shown, f"{len(lines) - len(shown)} more lines: 'cloudinit-conntrack status' shows all"]
-    screen.show([clipped(line, width) for line in shown])
+    # One column stays free: in the last one a terminal waits before it wraps, and "clear to the end" would eat it.
+    screen.show([clipped(line, width - 1) for line in shown])

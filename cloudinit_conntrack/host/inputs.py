@@ -9,6 +9,10 @@ from ..errors import ConntrackError, UsageError
 from ..state import FileImage
 from .root import Root
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a boot does without typing
+    from typing import TextIO
+
 
 def read_input(path: str, most: int) -> bytes:
     """The content of *path*, or of standard input for ``-``, at most *most* + 1 bytes.
@@ -60,6 +64,11 @@ def tree(path: str) -> Root:
 def is_superuser() -> bool:
     """Whether we run as root."""
     return os.geteuid() == 0
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether *stream* is a terminal that knows colours, of somebody who wants them (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def swallow_output() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -61,8 +60,7 @@ class Screen:
             found = os.get_terminal_size(sys.stdout.fileno())
             if found.columns and found.lines:
                 return found.columns, found.lines
-        fallback = shutil.get_terminal_size()
-        return fallback.columns, fallback.lines
+        return 80, 24
 
     def show(self, lines: list[str]) -> None:
         """Draw *lines* over what is there, in one write: nothing is cleared first, so nothing flickers."""

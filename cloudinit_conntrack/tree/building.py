@@ -98,10 +98,11 @@ def _stands_under(build: Builder, use: Use) -> str:
 
 def _also(build: Builder, name: str) -> Iterable[Node]:
     """One line for the rules that use the module *name* too, and stand under another."""
-    found = Counter(u.table for u in build.uses if name in u.modules and _stands_under(build, u) != name)
-    for table, count in found.items():
-        rules = "1 rule" if count == 1 else f"{count} rules"
-        yield Node(f"also:{name}:{table}", "also", f"{rules} of {table}, told under another module", table, "")
+    found = Counter((u.table, _stands_under(build, u)) for u in build.uses if name in u.modules)
+    for (table, other), count in found.items():
+        if other != name:
+            rules = "1 rule" if count == 1 else f"{count} rules"
+            yield Node(f"also:{name}:{other}:{table}", "also", f"{rules} of {table}, told under {other}", table)
 
 
 def _unseen(build: Builder, module: Module) -> Iterable[Node]:
@@ -125,7 +126,7 @@ def _services(build: Builder, module: Module) -> Iterable[Node]:
                          f"IPVS service {s.address} ({s.scheduler})", "/proc/net/ip_vs",
                          f"ipvsadm -D {s.option} {s.address}") for s in services)
     elif module.name.startswith("ip_vs_") and services:
-        yield Node(f"unseen:{module.name}", "also", "the IPVS services that are told under ip_vs", "/proc/net/ip_vs")
+        yield Node(f"unseen:{module.name}", "also", "IPVS services, told under ip_vs", "/proc/net/ip_vs")
     else:
         yield Node(f"unseen:{module.name}", "service", what, f"module {module.name}", remedy)
 
@@ -176,6 +177,7 @@ def _beside(build: Builder) -> Iterable[Node]:
         unit = one.owner[len("unit "):] if one.owner.startswith("unit ") else ""
         yield Node(f"process:{one.pid}", "process", f"pid {one.pid} ({one.name}{owner}) listens to conntrack's events",
                    f"pid {one.pid}", f"systemctl disable --now {unit}" if unit else f"kill {one.pid}")
+        build.units.add(unit)
     yield from (node for other in build.state.namespaces for node in _unparsed(build, other))
     yield from unit_nodes(build.state, build.units)
 

@@ -63,11 +63,11 @@ def disabling(units: tuple[str, ...]) -> str:
 
 
 def unit_nodes(state: State, told: set[str]) -> tuple[Node, ...]:
-    """A node for each program that needs conntrack, starts or runs, and was not *told* above its rules."""
+    """A node for each program that starts or runs, cannot live without conntrack, and was not *told* by its rules."""
     around, found = state.surroundings, []
     for row in ROWS:
         starting = tuple(unit for unit in row.units if around.units.starts(unit))
-        if starting and (row.blocks or row.told) and row.when(around) and not told.intersection(starting):
+        if starting and row.blocks and row.when(around) and not told.intersection(starting):
             found.append(Node(f"unit:{row.name}:{starting[0]}", "unit", f"{_how(around.units, starting)}: {row.does}",
                               ", ".join(starting), _remedy(row, starting)))
     return tuple(found)

@@ -17,7 +17,7 @@ import pytest
 
 from tests import reports
 
-from . import applying, conversations, usage
+from . import applying, conversations, patching, usage
 from .applying import SAVED, STATEFUL, Machine, failures_during, sent_again, without_made_tables
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
@@ -74,12 +74,14 @@ def _is_as_the_mode_says(machine: Machine, mode: str, alike: bool = True) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_apply_twice_mend_and_revert(machine: Machine, mode: str) -> None:
+def test_apply_twice_mend_and_revert(machine: Machine, mode: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = machine.config(mode)
     rules, files = machine.rules(), machine.of_others()
 
-    machine.run(4, "plan", "-c", config)
+    actions = machine.report(4, "plan", "-c", config)["actions"]
+    expected = patching.patched(patching.now(machine, actions), actions, tmp_path_factory.mktemp("patched"))
     machine.run(0, "apply", "-c", config)
+    assert patching.filled(patching.now(machine, actions)) == patching.filled(expected), "the diffs said otherwise"
     applied = machine.rules(), machine.of_others()
     assert applied[0] != rules
     _is_as_the_mode_says(machine, mode)

@@ -17,10 +17,11 @@ FLOORS = (
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg", "tracking", "metrics", "fleet"),
-    ("actions", "kinds", "journal", "guard", "holders", "planning", "plan", "userdata", "tree"),
+    ("actions", "kinds", "linediff", "diffs", "journal", "guard", "holders", "planning", "plan", "planned",
+     "userdata", "tree"),
     ("host",),
-    ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "status",
-     "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
+    ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "showing",
+     "status", "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
     ("boot", "rewriting", "carrying", "looking", "watching", "measuring", "comparing", "cli", "quick", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

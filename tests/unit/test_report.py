@@ -159,13 +159,13 @@ conntrack loaded  mode unload
   entries                12 in this network namespace
   modprobe nf_conntrack  loads (insmod nf_conntrack.ko)
 
+why it is in use
+  nf_conntrack: loaded, in use once  -> modprobe -r nf_conntrack
+  └─ module xt_conntrack, in use once  -> rmmod xt_conntrack
+     └─ iptables-legacy ipv4, table filter
+        └─ INPUT, rule 1: -m state --state NEW -j ACCEPT  -> iptables-legacy -t filter -D INPUT 1
+
 good to know
-  module xt_conntrack
-      xt_conntrack uses nf_conntrack  [nf_conntrack]
-      -> rmmod xt_conntrack
-  iptables-legacy ipv4, table filter, chain INPUT, rule 1
-      -A INPUT -m state --state NEW -j ACCEPT  [xt_conntrack]
-      -> iptables-legacy -t filter -D INPUT 1
   host
       something is odd
 """

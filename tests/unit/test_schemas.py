@@ -27,8 +27,9 @@ from cloudinit_conntrack.actions import (
     WriteFile,
 )
 from cloudinit_conntrack.plan import Item, Plan
-from cloudinit_conntrack.said import Evidence, Run
+from cloudinit_conntrack.said import Evidence, Node, Run
 from cloudinit_conntrack.state import FileImage
+from cloudinit_conntrack.tracking import Counters, Space
 from tests import reports
 
 FILE = FileImage(b"a\n", 0o640, 1, 2)
@@ -49,9 +50,12 @@ ACTIONS: tuple[Action, ...] = (
 )
 PLAN = Plan("unload", ACTIONS, (Item("b", "there", "it cannot be", "do that"),), (Item("w", "there", "more"),),
             (Item("f", "there", "know"),))  # fmt: skip
+SIGHT = report.Sight(
+    (Node("a", "conntrack", "what", children=(Node("b", "saved", "what", "/a:1", "take it out"),)),), Counters(1, 2, 3),
+    (Space(1, "this host", "", None, (("ipv4", True), ("ipv6", None), ("bridge", False))),))  # fmt: skip
 WHOLE = report.to_json(dataclasses.replace(
     report.of_plan(PLAN, "blocked", (Evidence("e", None, "who knows"),)), facts=(("kernel", "6.1"),), message="said",
-    run=Run("0.1.0", "lb-1", "2026-01-02T03:04:05Z", 0.25)))
+    sight=SIGHT, run=Run("0.1.0", "lb-1", "2026-01-02T03:04:05Z", 0.25)))
 CARRIED = {"schema": 1, "mode": "unload", "outcome": "failed", "message": "", "findings": [],
            "actions": [{"id": "0", "where": "/a", "reason": "why"}],
            "blockers": [{"id": "0", "where": "host", "reason": "why"}],
@@ -63,9 +67,9 @@ SAMPLES = {"report": (WHOLE, reports.REPORT), "carried": (CARRIED, reports.REPOR
            "rewrite": (REWRITTEN, reports.REWRITE)}  # fmt: skip
 Path = tuple[Any, ...]
 # Lists and mappings of which any number is right, and of which no key is needed.
-OPTIONAL = {("message",), ("run",)}
+OPTIONAL = {("message",), ("tree",), ("counters",), ("namespaces",), ("run",)}
 FRACTIONS = {("run", "seconds")}
-OPEN = {"facts", "parameters", "sysctls"}
+OPEN = {"facts", "parameters", "sysctls", "counters"}
 
 
 def test_there_is_a_sample_of_every_kind() -> None:
@@ -137,6 +141,9 @@ def test_every_mutation_is_refused() -> None:
         (("actions", 6, "flows", 0, "ports"), [0, 1]),
         (("evidence", 0, "holds"), "yes"),
         (("facts", "kernel"), 6),
+        (("counters", "drop"), -1),
+        (("tree", 0, "children", 0, "kind"), "line"),
+        (("namespaces", 0, "hooks", "ipv4"), "yes"),
     ],
 )
 def test_other_mutations_are_refused(path: Path, value: Any) -> None:

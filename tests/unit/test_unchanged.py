@@ -350,7 +350,7 @@ def test_a_blocked_run_is_not_remembered(host: LiveHost) -> None:
 def test_planning_is_not_even_imported() -> None:
     package = Path(service.__file__).parent
     code = ("import sys; sys.path.append(sys.argv[1]); import cloudinit_conntrack.quick; "
-            "print(*(m for m in sys.modules if m in ('yaml', 'argparse', 'typing', 'tempfile') "
+            "print(*(m for m in sys.modules if m in ('yaml', 'argparse', 'typing', 'tempfile', 'difflib') "
             "or m.startswith(('cloudinit_conntrack.plan', 'cloudinit_conntrack.actions', 'cloudinit_conntrack.config', "
             "'cloudinit_conntrack.netfilter.nft_ruleset', 'cloudinit_conntrack.netfilter.ruleset'))))")
     done = subprocess.run(["/usr/bin/python3", "-I", "-S", "-c", code, str(package.parent)], capture_output=True,
