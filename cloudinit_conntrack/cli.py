@@ -13,6 +13,7 @@ from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
 from .host import inputs, journalfile, pending
 from .host.root import Root
+from .host.stamp import clock, run_since
 from .plan import Item, make_plan
 from .report import Report
 from .run import applied, kept, mode_of
@@ -26,10 +27,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, self.prog, f"see '{self.prog} --help'")
 
 
+class _Listing(argparse.HelpFormatter):
+    """The list of verbs with each verb's words beside it: argparse forgets that verbs are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, VERBS)) + 4
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(prog="cloudinit-conntrack", description="Make this host stateless, prove it, and undo it.",
-                     epilog=EPILOG, allow_abbrev=False)
+                     epilog=EPILOG, allow_abbrev=False, formatter_class=_Listing)
     parser.add_argument("--version", action="version", version=f"cloudinit-conntrack {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     for name, (_, words) in VERBS.items():
@@ -44,6 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
             _status_options(verb)
         if name == "userdata":
             _userdata_options(verb)
+        if name == "metrics":
+            verb.add_argument("-o", "--output", metavar="OUT", help="replace that file at once, instead of printing")
+        if name == "fleet-report":
+            verb.add_argument("files", nargs="+", metavar="FILE",
+                              help="a node's result.json, a directory of them, or '-'; the name tells the node")
         if name == "apply":
             verb.add_argument("--confirm-within", metavar="TIME", type=_seconds, default=0.0,
                               help="undo it after TIME (90s, 5m), unless 'confirm' comes over a new connection")
@@ -151,7 +165,7 @@ def _apply(options: argparse.Namespace) -> int:
         raise UsageError("nobody logs into an image tree to confirm", "--confirm-within", "leave it out with --root")
     given_up = transaction.settle(root, _progress(options)) if options.config is None and live else ()
     if given_up and journalfile.kept_desired(root) is None:  # it was the first one
-        _print(kept(Report("", "reverted", message="; ".join(given_up)), root), options)
+        _print(kept(Report("", "reverted", message="; ".join(given_up)), root, clock()), options)
         return DONE
     desired, section = _desired(options, root)
     found, error = applied(desired, section, root, live, _progress(options), options.confirm_within, given_up)
@@ -166,21 +180,24 @@ def _apply(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    began = clock()
     desired, _ = _desired(options, root)
     found = verify.look(desired, root, live)
     refused = lastgood.standing(root) if live else ()
     holds = found.holds and not refused
     told = report.of_plan(found.plan, "verified" if holds else "drift", found.evidence)
-    _print(replace(told, findings=refused + told.findings), options)
+    _print(replace(told, findings=refused + told.findings, run=run_since(began, root) if live else None), options)
     return DONE if holds else DRIFT
 
 
 def _revert(options: argparse.Namespace) -> int:
-    root, _ = _root(options)
+    root, live = _root(options)
+    began = clock()
     found = transaction.revert(root, _progress(options))
     items = [Item(f"kept:{n}", "revert", note) for n, note in enumerate(found.notes, 1)]
     outcome = "failed" if found.problems else ("reverted" if found.actions else "nothing-to-do")
-    _print(Report("", outcome, found.actions, findings=tuple(items), message="; ".join(found.problems)), options)
+    told = Report("", outcome, found.actions, findings=tuple(items), message="; ".join(found.problems))
+    _print(kept(told, root, began) if live and outcome != "nothing-to-do" else told, options)
     return FAILED if found.problems else DONE
 
 
@@ -189,7 +206,7 @@ def _confirm(options: argparse.Namespace) -> int:
     if not live:
         raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
     transaction.confirm(root)
-    _print(kept(Report(mode_of(journalfile.kept_desired(root)), "confirmed"), root), options)
+    _print(kept(Report(mode_of(journalfile.kept_desired(root)), "confirmed"), root, clock()), options)
     return DONE
 
 
@@ -197,7 +214,7 @@ def _await(options: argparse.Namespace) -> int:
     root, _ = _root(options)
     notes = transaction.await_confirmation(root, _progress(options))
     if notes:
-        _print(kept(Report("", "reverted", message="; ".join(notes)), root), options)
+        _print(kept(Report("", "reverted", message="; ".join(notes)), root, clock()), options)
     return DONE
 
 
@@ -232,6 +249,26 @@ def _userdata(options: argparse.Namespace) -> int:
     return make(options)
 
 
+def _metrics(options: argparse.Namespace) -> int:
+    from .measuring import measure  # here: a boot measures nothing
+
+    root, live = _root(options)
+    if not live or options.format == "json":
+        raise UsageError("metrics are Prometheus text about the running host", "cloudinit-conntrack metrics",
+                         "leave out --root and --format")
+    section = _section(options) if options.config is not None else None
+    return measure(root, section, options.output)
+
+
+def _fleet_report(options: argparse.Namespace) -> int:
+    from .comparing import compare  # here: it looks at no host
+
+    if options.config is not None or options.root != "/":
+        raise UsageError("only reports are read, and no host is looked at", "cloudinit-conntrack fleet-report",
+                         "leave out --config and --root")
+    return compare(options.files, options.format == "json", options.verbose)
+
+
 Verb = Callable[[argparse.Namespace], int]
 VERBS: dict[str, tuple[Verb, str]] = {
     "status": (_status, "what is tracked now, and why: who holds conntrack, with what frees it"),
@@ -244,6 +281,8 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "disable": (_enable, "take out again what enable put in"),
     "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
     "userdata": (_userdata, "write user-data that carries the whole program to a stock cloud image"),
+    "metrics": (_metrics, "what monitoring asks, as Prometheus text for node_exporter's textfile collector"),
+    "fleet-report": (_fleet_report, "the reports of many nodes: which differ from the others, and why"),
 }
 # Verbs that programs call: the process that waits for a confirmation, the script that 'cloud-init clean' runs.
 HIDDEN: dict[str, Verb] = {pending.VERB: _await, "forget": _forget}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .said import Evidence, Item, Node
+from .said import Evidence, Item, Node, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
@@ -58,6 +58,7 @@ class Report:
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
     planned: Planned | None = None
+    run: Run | None = None  # of what is kept for others
     sight: Sight | None = None
 
 
@@ -85,6 +86,8 @@ def to_json(report: Report) -> dict[str, Any]:
         found.update(sight_json(report.sight))
     if report.message:
         found["message"] = report.message
+    if report.run:
+        found["run"] = vars(report.run)
     return found if report.planned is None else _with_plan(found, report.planned)
 
 

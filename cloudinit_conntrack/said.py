@@ -1,4 +1,4 @@
-"""One thing that a run says."""
+"""What a run says: one thing of it, and who it was."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ class Evidence:
     id: str
     holds: bool | None
     what: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who made a report: our *version*, the node's host name, UTC *time* (RFC 3339), and how many *seconds* it took."""
+
+    version: str
+    host: str
+    time: str
+    seconds: float
 
 
 @dataclass(frozen=True)

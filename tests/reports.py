@@ -18,7 +18,7 @@ def validator(name: str) -> jsonschema.Draft7Validator:
     return jsonschema.Draft7Validator(schema)
 
 
-REPORT, REWRITE = validator("report"), validator("rewrite")
+REPORT, REWRITE, FLEET = validator("report"), validator("rewrite"), validator("fleet")
 
 
 def valid(found: Any, by: jsonschema.Draft7Validator = REPORT) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import sys
 
 from ..errors import ConntrackError, UsageError
+from ..state import FileImage
 from .root import Root
 
 TYPE_CHECKING = False
@@ -34,6 +35,14 @@ def write_output(path: str, content: bytes) -> None:
             opened.write(content)
     except OSError as error:
         raise ConntrackError(f"cannot be written ({error.strerror})", path, "name another place") from None
+
+
+def replace_output(path: str, content: bytes) -> None:
+    """Make *path*, which the caller named, a file that holds *content*: whoever reads it never sees half.
+
+    HostError for anything but a regular file in its place.
+    """
+    Root("/").write_image(os.path.abspath(path), FileImage(content, 0o644))
 
 
 def own_text(name: str) -> str:

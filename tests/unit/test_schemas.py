@@ -28,7 +28,7 @@ from cloudinit_conntrack.actions import (
 )
 from cloudinit_conntrack.config import Desired
 from cloudinit_conntrack.plan import Item, Plan
-from cloudinit_conntrack.said import Evidence, Node
+from cloudinit_conntrack.said import Evidence, Node, Run
 from cloudinit_conntrack.state import FileImage, State
 from cloudinit_conntrack.tracking import Counters, Space
 from tests import reports
@@ -56,7 +56,7 @@ SIGHT = report.Sight(
     (Space(1, "this host", "", None, (("ipv4", True), ("ipv6", None), ("bridge", False))),))  # fmt: skip
 WHOLE = report.to_json(dataclasses.replace(
     report.of_plan(PLAN, "blocked", (Evidence("e", None, "who knows"),)), facts=(("kernel", "6.1"),), message="said",
-    sight=SIGHT))
+    sight=SIGHT, run=Run("0.1.0", "lb-1", "2026-01-02T03:04:05Z", 0.25)))
 CARRIED = {"schema": 1, "mode": "unload", "outcome": "failed", "message": "", "findings": [],
            "actions": [{"id": "0", "where": "/a", "reason": "why"}],
            "blockers": [{"id": "0", "where": "host", "reason": "why"}],
@@ -68,7 +68,8 @@ SAMPLES = {"report": (WHOLE, reports.REPORT), "carried": (CARRIED, reports.REPOR
            "rewrite": (REWRITTEN, reports.REWRITE)}  # fmt: skip
 Path = tuple[Any, ...]
 # Lists and mappings of which any number is right, and of which no key is needed.
-OPTIONAL = {("message",), ("tree",), ("counters",), ("namespaces",)}
+OPTIONAL = {("message",), ("tree",), ("counters",), ("namespaces",), ("run",)}
+FRACTIONS = {("run", "seconds")}
 OPEN = {"facts", "parameters", "sysctls", "counters"}
 
 
@@ -110,8 +111,8 @@ def mutations(sample: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 del at(changed, path[:-1])[path[-1]]
                 yield f"without {told}", changed
             changed = copy.deepcopy(sample)
-            at(changed, path[:-1])[path[-1]] = 1.5
-            yield f"a fraction as {told}", changed
+            at(changed, path[:-1])[path[-1]] = 1.5 if path not in FRACTIONS else "1.5"
+            yield f"another type as {told}", changed
 
 
 MUTATIONS = [(f"{name}: {told}", changed, by)
@@ -179,7 +180,7 @@ def schemas_in(schema: Any) -> Iterator[dict[str, Any]]:
         yield from schemas_in(inner)
 
 
-@pytest.mark.parametrize("by", [reports.REPORT, reports.REWRITE], ids=["report", "rewrite"])
+@pytest.mark.parametrize("by", [reports.REPORT, reports.REWRITE, reports.FLEET], ids=["report", "rewrite", "fleet"])
 def test_every_object_is_closed_and_every_property_described(by: jsonschema.Draft7Validator) -> None:
     schema: Any = by.schema
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
