@@ -18,15 +18,15 @@ child, terminal = pty.fork()
 if child == 0:
     os.environ["TERM"] = "xterm"
     os.execv("/usr/bin/python3", ["python3", "-m", "cloudinit_conntrack", "status", "--watch", "0.3"])
-seen = b""
+seen, asked = b"", False
 while True:
     try:
         piece = os.read(terminal, 65536)
     except OSError:
         break
     seen += piece
-    if b"\x1b[?1049l" not in seen and seen.count(b"\x1b[J") >= 2:
-        os.write(terminal, b"\x03")
+    if not asked and seen.count(b"\x1b[J") >= 2:
+        asked = os.write(terminal, b"\x03") == 1  # once: the terminal echoes it, and a second one may meet its end
 os.write(1, seen)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
