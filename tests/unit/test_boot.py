@@ -10,22 +10,13 @@ from typing import Any
 
 import pytest
 from stubs import LiveHost, forked, killed_at
+from test_cli import STATEFUL as RULES
 
 from cloudinit_conntrack import boot, journal
 from cloudinit_conntrack.boot import Conclusion, apply_section
 from cloudinit_conntrack.errors import ConfigError, ConntrackError
 from cloudinit_conntrack.host import journalfile
 from tests import reports
-
-RULES = """\
-*filter
-:INPUT DROP [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p tcp -m state --state ESTABLISHED -j ACCEPT
--A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
-COMMIT
-"""
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from promtool import asked
 from stubs import LiveHost, forked
+from test_cli import STATEFUL as RULES
 from test_cli import call
 
 from cloudinit_conntrack import measuring, metrics
@@ -23,15 +24,6 @@ from cloudinit_conntrack.metrics import LastRun, Measured, Standing, exposition
 from cloudinit_conntrack.state import Kernel
 from cloudinit_conntrack.tracking import Counters
 
-RULES = """\
-*filter
-:INPUT DROP [0:0]
-:FORWARD ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
--A INPUT -p tcp -m state --state ESTABLISHED -j ACCEPT
--A INPUT -p tcp -m tcp --dport 22 -j ACCEPT
-COMMIT
-"""
 COLUMNS = tuple((column, number) for number, (column, _, _) in enumerate(metrics.COUNTERS, 1))
 FULL = Measured(
     "0.1.0", 1795751742.25, 0.25, True, "unload", Kernel("6.1.0", True, False, "loaded", True, entries=12),
