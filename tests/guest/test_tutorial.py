@@ -11,6 +11,7 @@ from .uml import CHECKOUT, QuickResult, run_quick
 
 PAGE = CHECKOUT / "docs/tutorial/first-balancer.md"
 BLOCK = re.compile(r"^(?:<!-- (.*?) -->\n)?```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A quick guest has no systemd, and nothing is installed in it.
 STAND_INS = {
     "/usr/local/bin/systemctl": "#!/bin/sh\n"
@@ -55,7 +56,10 @@ def test_what_the_page_promises(told: QuickResult) -> None:
     said = {number: told.steps[str(number)].output for number in range(1, len(run()) + 1)}
     assert said[2].endswith("hello from the application")
     assert "dport=80 " in said[3] and "dport=8080 " in said[3], "nothing is proved by what would not be tracked"
-    assert "table filter, chain INPUT, rule 1" in said[4]
+    shown = SHOWN.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(shown) == 1 and "INPUT, rule 1: -m state" in shown[0]
+    missing = set(shown[0].splitlines()) - {"..."} - set(said[4].splitlines())
+    assert not missing, "the page shows what status does not say"
     assert "actions, in this order" in said[6] and "accepted now and not before" in said[6]
     assert said[7].startswith("done  mode unload")
     assert said[8].startswith("verified  mode unload")

@@ -282,7 +282,8 @@ def test_json_of_every_verb(machine: Machine) -> None:
     verified, nothing = machine.report(0, "verify"), machine.report(0, "apply")
     outcomes = [found["outcome"] for found in (plan, applied, verified, nothing)]
     assert outcomes == ["changes", "done", "verified", "nothing-to-do"]
-    assert kept == applied and plan["actions"] == applied["actions"] and not nothing["actions"]
+    assert kept == applied and not nothing["actions"]
+    assert [_less(action, "diff", "no_diff") for action in plan["actions"]] == applied["actions"]
     assert {f"rules:{machine.backend}:{family}" for family in FAMILIES} <= {a["id"] for a in plan["actions"]}
     assert plan["widenings"] and status["findings"]
     for found in (status, plan, applied, verified, nothing):
@@ -297,7 +298,12 @@ def test_json_of_a_refusal(machine: Machine) -> None:
     _is_well_formed(found)
     assert found["outcome"] == "blocked" and not found["actions"]
     assert [b["where"] for b in found["blockers"]] == [f"kernel {os.uname().release}"]
-    assert machine.report(3, "apply", "-c", machine.config("unload")) == found
+    applied = machine.report(3, "apply", "-c", machine.config("unload"))
+    assert _less(applied, "run") == _less(found, "desired", "flows", "kept_ports") and found["kept_ports"] == [22]
+
+
+def _less(found: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in names}
 
 
 def _is_well_formed(found: dict[str, Any]) -> None:
