@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.netns.namespace import Namespace
 
 ENTRIES = 500_000
+ROOM = 1_000_000  # a limit that nothing here reaches
 BUCKETS = 262_144  # the kernel's own choice for a machine of this size, for one table
 LIFETIME = 432_000  # seconds; nf_conntrack_tcp_timeout_established as the kernel ships it
 SETTINGS = Path("/proc/sys/net/netfilter")
@@ -98,10 +100,24 @@ def put(name: str, value: int) -> None:
 
 @contextmanager
 def kept_settings() -> Iterator[None]:
-    """The machine's limit and hash are afterwards what they were."""
+    """The machine's limit and hash are afterwards what they were; conntrack is there meanwhile."""
+    subprocess.run(["modprobe", "-q", "nf_conntrack"], check=False)  # built in, it says no
     before = {name: setting(name) for name in ("buckets", "max")}  # setting the buckets does not change the limit
     try:
         yield
     finally:
         for name, value in before.items():
             put(name, value)
+
+
+@contextmanager
+def limited(entries: int) -> Iterator[None]:
+    """The limit is *entries* meanwhile; with 0 it stays what it is."""
+    before = setting("max")
+    if entries:
+        put("max", entries)
+    try:
+        yield
+    finally:
+        if entries:
+            put("max", before)

@@ -1,7 +1,7 @@
 """The rule-sets that are compared, as balancers have them, and how each comes onto a site.
 
 Every variant first proves itself: it serves, and conntrack sees its connections or does not.  Those that come out of
-``apply`` have the stateful rules first, and conntrack has to see the connections before; the others begin without rules.
+``apply`` have the stateful rules first, and conntrack has to see the connections before.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Variant:
     backend: str = "legacy"
     family: str = "ipv4"
     entries: int = 0  # in the table, before the rules are what the variant says
+    limit: int = 0  # of the table, when they become so; 0: the machine's
 
     @property
     def tracked(self) -> bool:
@@ -111,9 +112,10 @@ def ready(variant: Variant, files: Path) -> Iterator[Ready]:
         else:
             if variant.entries:
                 table.fill(made.balancer, variant.entries)
-            if applied:
-                _apply(made, variant, files / "machine")
-            proof = _proved(made, calls, variant, before)
+            with table.limited(variant.limit):
+                if applied:
+                    _apply(made, variant, files / "machine")
+                proof = _proved(made, calls, variant, before)
         yield Ready(variant, made, calls, proof)
 
 
