@@ -120,10 +120,9 @@ def site(files: Path) -> Iterator[Site]:
     """Make the namespaces and start both haproxies; *files* must not exist yet."""
     files.mkdir()
     with ExitStack() as kept:
-        places = [Namespace(name) for name in ("client", "balancer", "server")]
-        for place in places:
+        made = Site(Namespace("client"), Namespace("balancer"), Namespace("server"), files)
+        for place in (made.client, made.balancer, made.server):
             kept.callback(place.close)
-        made = Site(*places, files)
         _link(made)
         for name, place, processor, text in (("balancer", made.balancer, OWN, BALANCER),
                                              ("server", made.server, OTHERS, SERVER)):  # fmt: skip

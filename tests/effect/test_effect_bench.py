@@ -13,11 +13,10 @@ import pytest
 from bench import effect, memory, table
 from bench.intervals import interval
 from bench.variants import SMALL, Variant, ready, stateful
+from tests.netns.namespace import Namespace
 
-from .namespace import Namespace
 
-
-def test_a_quick_run_proves_its_variants_and_writes_its_files(tmp_path: Path, mount_points: None) -> None:
+def test_a_quick_run_proves_its_variants_and_writes_its_files(tmp_path: Path) -> None:
     effect.main(["--quick", "--results", str(tmp_path)])
     cells = {cell["kind"]: cell for cell in json.loads((tmp_path / "effect.json").read_text())["cells"]}
     proofs = {kind: cell["proof"] for kind, cell in cells.items()}
