@@ -25,6 +25,7 @@ GREY, BLUE, ORANGE, GREEN, VERMILION = "#666666", "#0072B2", "#E69F00", "#009E73
 LOOKS = {"no rules": (GREY, "o"), "stateful": (VERMILION, "X"), "NOTRACK by hand": (ORANGE, "^"),
          "stateless by hand": (ORANGE, "v"), "apply": (BLUE, "D")}  # fmt: skip
 GOAL = 0.98
+LEAST = 0.1  # what is less would leave no room for the others
 Cell = dict[str, Any]
 
 
@@ -34,14 +35,13 @@ def effect(found: dict[str, Any]) -> Figure:
     for cell in found["cells"]:
         groups.setdefault(cell["group"], []).append(cell)
     full = next((cells for name, cells in groups.items() if name.endswith(", full")), [])
-    beside = {name: cells for name, cells in groups.items() if cells is not full}
-    rows = sum(len(cells) for cells in beside.values()) + len(beside)
+    rows = sum(len(cells) for cells in groups.values()) + len(groups)
     figure = Figure(figsize=(10, 1.6 + 0.21 * rows + (0.4 + 0.3 * len(full))), layout="constrained")
     heights = [rows, max(4, 1.6 * len(full))]
     grid = figure.add_gridspec(2 if full else 1, 2, height_ratios=heights if full else [1])
     rate, cpu = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    _forest(rate, beside, "rate_ratio", "New connections per second, beside no rules at all")
-    _forest(cpu, beside, "balancer_ratio", "The balancer's processor time per connection, beside no rules")
+    _forest(rate, groups, "rate_ratio", "New connections per second, beside no rules")
+    _forest(cpu, groups, "balancer_ratio", "Processor time of each connection, beside no rules")
     rate.axvline(GOAL, color=GREEN, linestyle="--", linewidth=1)
     rate.annotate(f"goal {GOAL}", (GOAL, 0), xytext=(-3, 6), textcoords="offset points", color=GREEN, ha="right",
                   xycoords=("data", "axes fraction"))  # fmt: skip
@@ -68,8 +68,11 @@ def _forest(axes: Axes, groups: dict[str, list[Cell]], key: str, title: str) -> 
             at += 1
             places.append(at)
             names.append(cell["kind"])
-            if cell[key]:
+            if cell[key] and cell[key]["median"] > LEAST:
                 _dot(axes, at, cell[key], *_look(cell["kind"]))
+            else:
+                axes.annotate("stalled: see below", (0.02, at), xycoords=("axes fraction", "data"), va="center",
+                              color=_look(cell["kind"])[0])  # fmt: skip
         at += 2
     axes.axvline(1.0, color=GREY, linewidth=1)
     axes.set_yticks(places, names)
