@@ -6,10 +6,10 @@ TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-r
 ALONE := $(PYTEST) -m alone
 
 .PHONY: help prepare demo test check upstream netns crash soak cloudinit guest guests image bench lockout fuzz \
-	packages packaged autoscaling clean
+	packages packaged autoscaling docs docs-look clean
 
 help: ## say what there is
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 prepare: ## install what tests and demo need (Debian 12, root)
 	@tests/prepare
@@ -43,7 +43,7 @@ cloudinit: prepare ## the four real versions of cloud-init
 	$(TOGETHER) tests/cloudinit
 
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
-	$(TOGETHER) tests/guest
+	KERNELS=all $(TOGETHER) tests/guest
 
 guests: prepare ## full guests of Debian 11, 12 and 13: nine boots, half an hour
 	FULL_GUESTS=all $(PYTEST) tests/guest/test_full_debians.py
@@ -69,7 +69,7 @@ lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after
 fuzz: prepare ## FUZZ mutated inputs (20000) of each kind that we read
 	FUZZ=$(or $(FUZZ),20000) $(PYTEST) tests/unit/test_fuzz.py
 
-packages: ## sdist, wheel, .deb and .rpm into dist/ (docs/packages.md)
+packages: ## sdist, wheel, .deb and .rpm into dist/ (docs/how-to/packages.md)
 	@packages/build dist
 
 packaged: prepare ## packages: lintian, the same bytes twice, each shell, every test in Debian 11, 12 and 13
@@ -82,6 +82,15 @@ autoscaling: prepare ## the templates of examples/autoscaling, by cfn-lint, moto
 		.venv-autoscaling/bin/pip install -q -r tests/autoscaling/requirements.txt; }
 	AUTOSCALING=1 .venv-autoscaling/bin/python -m pytest --confcutdir=tests/autoscaling tests/autoscaling
 	AUTOSCALING=1 $(PYTEST) tests/guest/test_full_gate.py
+
+docs: prepare ## the documentation as a site that needs no network (build/site)
+	@.venv/bin/python -m website.reference
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+docs-look: docs ## every page of it in a real browser, at two widths (installs chromium; pictures in build/look)
+	@dpkg-query -W chromium-driver python3-selenium >/dev/null 2>&1 || { apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium-driver python3-selenium; }
+	/usr/bin/python3 -m website.look build/site build/look
 
 clean: ## remove what was built
 	rm -rf .venv .venv-autoscaling .venv-bench build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ without *log*, from 23.2 on.  A five-parameter signature draws a deprecation the
 the signature shows four and a wrapper drops the logger that older versions pass.
 """
 
+import contextlib
 import functools
 import logging
 
@@ -37,6 +38,42 @@ def _without_logger(function):
     return call
 
 
+class _Event:
+    """What cloud-init's own reporting hears of one apply: ``STAGE/config-conntrack/apply``, start and finish.
+
+    Alike in every version from 20.4 to 26.2 (cloudinit/reporting/events.py); 26.2 adds the duration itself.  cloud-init
+    gives no guarantee for its API to modules that it does not ship, so nothing in here can fail an apply.
+    """
+
+    def __init__(self, cloud):
+        self._reported = None
+        with self._harmless():
+            from cloudinit.reporting.events import ReportEventStack
+
+            self._reported = ReportEventStack("config-conntrack/apply", "applying the conntrack section",
+                                              parent=getattr(cloud, "reporter", None))
+            self._reported.__enter__()
+
+    def finish(self, conclusion):
+        """Tell how it ended."""
+        if self._reported is not None:
+            with self._harmless():
+                self._reported.result = conclusion.result
+                self._reported.message = conclusion.description
+                self._reported.post_files = list(conclusion.files)
+                self._reported.__exit__(None, None, None)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _harmless():
+        try:
+            yield
+        except ImportError:
+            LOG.debug("cloud-init's reporting is not there")
+        except Exception as error:
+            LOG.debug("cloud-init's reporting failed: %r", error)
+
+
 @_without_logger
 def handle(name, cfg, cloud, args):
     """Apply the ``conntrack`` section of *cfg*; do nothing where there is none.
@@ -49,5 +86,6 @@ def handle(name, cfg, cloud, args):
         return
     from cloudinit_conntrack import boot
 
-    for line in boot.apply_section(cfg["conntrack"]):
+    event = _Event(cloud)
+    for line in boot.apply_section(cfg["conntrack"], conclude=event.finish):
         LOG.info("%s: %s", name, line)

@@ -8,15 +8,15 @@ import sys
 from dataclasses import replace
 from typing import Callable, NoReturn
 
-from . import __version__, journal, lastgood, report, transaction, verify
+from . import __version__, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError, UsageError
-from .host import inputs, journalfile, observe, pending
+from .host import inputs, journalfile, pending
 from .host.root import Root
+from .host.stamp import clock, run_since
 from .plan import Item, make_plan
 from .report import Report
-from .run import applied, kept
-from .status import make_status
+from .run import applied, kept, mode_of
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
@@ -27,10 +27,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, self.prog, f"see '{self.prog} --help'")
 
 
+class _Listing(argparse.HelpFormatter):
+    """The list of verbs with each verb's words beside it: argparse forgets that verbs are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, VERBS)) + 4
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(prog="cloudinit-conntrack", description="Make this host stateless, prove it, and undo it.",
-                     epilog=EPILOG, allow_abbrev=False)
+                     epilog=EPILOG, allow_abbrev=False, formatter_class=_Listing)
     parser.add_argument("--version", action="version", version=f"cloudinit-conntrack {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     for name, (_, words) in VERBS.items():
@@ -41,14 +49,35 @@ def make_parser() -> argparse.ArgumentParser:
             verb.add_argument("--backend", choices=("iptables", "nft"), default="iptables",
                               help="iptables-save text, or JSON of 'nft -j list ruleset' (%(default)s)")
             verb.add_argument("file", nargs="?", default="-", metavar="FILE", help="the rule-set; '-' is stdin")
+        if name == "status":
+            _status_options(verb)
         if name == "userdata":
             _userdata_options(verb)
+        if name == "metrics":
+            verb.add_argument("-o", "--output", metavar="OUT", help="replace that file at once, instead of printing")
+        if name == "fleet-report":
+            verb.add_argument("files", nargs="+", metavar="FILE",
+                              help="a node's result.json, a directory of them, or '-'; the name tells the node")
         if name == "apply":
             verb.add_argument("--confirm-within", metavar="TIME", type=_seconds, default=0.0,
                               help="undo it after TIME (90s, 5m), unless 'confirm' comes over a new connection")
     for name in HIDDEN:
         _common(verbs.add_parser(name))  # without help it is not listed
     return parser
+
+
+def _status_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--watch", metavar="SECONDS", nargs="?", const=2.0, type=_every,
+                      help="draw it again every SECONDS (2), with rates, until Ctrl-C")
+    verb.add_argument("--picture", metavar="FILE",
+                      help="also write the tree as a picture: FILE.dot, or FILE.svg where Graphviz is installed")
+
+
+def _every(text: str) -> float:
+    seconds = float(text) if re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text) else 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
 
 
 def _userdata_options(verb: argparse.ArgumentParser) -> None:
@@ -111,35 +140,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    root, live = _root(options)
-    mode, odd = "", list(lastgood.standing(root) if live else ())
-    try:
-        mode = _mode_of(journalfile.kept_desired(root))
-        cut_off = journal.open_entry(journalfile.read(root))
-        if cut_off is not None:
-            what = "a revert was cut off, and is not finished yet" if cut_off.closed else (
-                "an apply was cut off, and is not rolled back yet")
-            odd.append(Item("journal", journal.PATH, what,
-                            "run 'cloudinit-conntrack apply', or 'cloudinit-conntrack revert'"))
-        elif live and pending.read(root) is not None:
-            odd.append(Item("unconfirmed", pending.PATH, "the last apply is undone soon, unless it is confirmed",
-                            "run 'cloudinit-conntrack confirm' over a new connection"))
-    except ConntrackError as error:  # status is what one asks when something is wrong
-        odd.append(Item("journal", error.where, error.what, error.remedy))
-    found = make_status(observe.observe(root, live), mode, journalfile.last_outcome(root) if live else "")
-    from .enable import looked_at  # here: it loads YAML, which the boot service can do without
+    from . import looking  # here: it loads what draws, which the boot service can do without
 
-    facts, wiring = looked_at(root)
-    _print(replace(found, facts=found.facts + facts, findings=(*odd, *wiring, *found.findings)), options)
+    root, live = _root(options)
+    looking.status(options, root, live)
     return DONE
 
 
 def _plan(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    from . import planned  # here: no other verb shows diffs
+
     desired, _ = _desired(options, root)
-    plan = make_plan(desired, verify.observed(desired, root, live))
+    state = verify.observed(desired, root, live)
+    plan = make_plan(desired, state)
     outcome = "blocked" if plan.blockers else ("changes" if plan.actions else "nothing-to-do")
-    _print(report.of_plan(plan, outcome), options)
+    _print(replace(report.of_plan(plan, outcome), planned=planned.of_plan(plan, desired, state)), options)
     return BLOCKED if plan.blockers else (DRIFT if plan.actions else DONE)
 
 
@@ -149,7 +165,7 @@ def _apply(options: argparse.Namespace) -> int:
         raise UsageError("nobody logs into an image tree to confirm", "--confirm-within", "leave it out with --root")
     given_up = transaction.settle(root, _progress(options)) if options.config is None and live else ()
     if given_up and journalfile.kept_desired(root) is None:  # it was the first one
-        _print(kept(Report("", "reverted", message="; ".join(given_up)), root), options)
+        _print(kept(Report("", "reverted", message="; ".join(given_up)), root, clock()), options)
         return DONE
     desired, section = _desired(options, root)
     found, error = applied(desired, section, root, live, _progress(options), options.confirm_within, given_up)
@@ -164,21 +180,24 @@ def _apply(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     root, live = _root(options)
+    began = clock()
     desired, _ = _desired(options, root)
     found = verify.look(desired, root, live)
     refused = lastgood.standing(root) if live else ()
     holds = found.holds and not refused
     told = report.of_plan(found.plan, "verified" if holds else "drift", found.evidence)
-    _print(replace(told, findings=refused + told.findings), options)
+    _print(replace(told, findings=refused + told.findings, run=run_since(began, root) if live else None), options)
     return DONE if holds else DRIFT
 
 
 def _revert(options: argparse.Namespace) -> int:
-    root, _ = _root(options)
+    root, live = _root(options)
+    began = clock()
     found = transaction.revert(root, _progress(options))
     items = [Item(f"kept:{n}", "revert", note) for n, note in enumerate(found.notes, 1)]
     outcome = "failed" if found.problems else ("reverted" if found.actions else "nothing-to-do")
-    _print(Report("", outcome, found.actions, findings=tuple(items), message="; ".join(found.problems)), options)
+    told = Report("", outcome, found.actions, findings=tuple(items), message="; ".join(found.problems))
+    _print(kept(told, root, began) if live and outcome != "nothing-to-do" else told, options)
     return FAILED if found.problems else DONE
 
 
@@ -187,7 +206,7 @@ def _confirm(options: argparse.Namespace) -> int:
     if not live:
         raise UsageError("nothing waits in an image tree", "cloudinit-conntrack confirm", "leave out --root")
     transaction.confirm(root)
-    _print(kept(Report(_mode_of(journalfile.kept_desired(root)), "confirmed"), root), options)
+    _print(kept(Report(mode_of(journalfile.kept_desired(root)), "confirmed"), root, clock()), options)
     return DONE
 
 
@@ -195,7 +214,7 @@ def _await(options: argparse.Namespace) -> int:
     root, _ = _root(options)
     notes = transaction.await_confirmation(root, _progress(options))
     if notes:
-        _print(kept(Report("", "reverted", message="; ".join(notes)), root), options)
+        _print(kept(Report("", "reverted", message="; ".join(notes)), root, clock()), options)
     return DONE
 
 
@@ -230,9 +249,29 @@ def _userdata(options: argparse.Namespace) -> int:
     return make(options)
 
 
+def _metrics(options: argparse.Namespace) -> int:
+    from .measuring import measure  # here: a boot measures nothing
+
+    root, live = _root(options)
+    if not live or options.format == "json":
+        raise UsageError("metrics are Prometheus text about the running host", "cloudinit-conntrack metrics",
+                         "leave out --root and --format")
+    section = _section(options) if options.config is not None else None
+    return measure(root, section, options.output)
+
+
+def _fleet_report(options: argparse.Namespace) -> int:
+    from .comparing import compare  # here: it looks at no host
+
+    if options.config is not None or options.root != "/":
+        raise UsageError("only reports are read, and no host is looked at", "cloudinit-conntrack fleet-report",
+                         "leave out --config and --root")
+    return compare(options.files, options.format == "json", options.verbose)
+
+
 Verb = Callable[[argparse.Namespace], int]
 VERBS: dict[str, tuple[Verb, str]] = {
-    "status": (_status, "what is tracked now, and who holds conntrack"),
+    "status": (_status, "what is tracked now, and why: who holds conntrack, with what frees it"),
     "plan": (_plan, "what apply would do, and why; changes nothing"),
     "apply": (_apply, "do the plan as one transaction: whole, or rolled back whole"),
     "verify": (_verify, "look again: verified is nothing left to do, and the kernel agrees"),
@@ -242,6 +281,8 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "disable": (_enable, "take out again what enable put in"),
     "rewrite": (_rewrite, "a saved rule-set in, a stateless one out; touches no host"),
     "userdata": (_userdata, "write user-data that carries the whole program to a stock cloud image"),
+    "metrics": (_metrics, "what monitoring asks, as Prometheus text for node_exporter's textfile collector"),
+    "fleet-report": (_fleet_report, "the reports of many nodes: which differ from the others, and why"),
 }
 # Verbs that programs call: the process that waits for a confirmation, the script that 'cloud-init clean' runs.
 HIDDEN: dict[str, Verb] = {pending.VERB: _await, "forget": _forget}
@@ -256,11 +297,6 @@ def _root(options: argparse.Namespace) -> tuple[Root, bool]:
     if root.is_host and not inputs.is_superuser():
         raise UsageError("only root can read the kernel's rules", f"cloudinit-conntrack {options.verb}", "use sudo")
     return root, root.is_host
-
-
-def _mode_of(section: object) -> str:
-    """The mode of a kept section; empty where there is none."""
-    return str(section.get("mode", "")) if isinstance(section, dict) else ""
 
 
 def _desired(options: argparse.Namespace, root: Root) -> tuple[Desired, object]:
@@ -287,7 +323,7 @@ def _print(found: Report, options: argparse.Namespace) -> None:
     if options.format == "json":
         sys.stdout.write(report.json_text(found))
     else:
-        sys.stdout.write(report.text(found, sys.stdout.isatty(), options.verbose))
+        sys.stdout.write(report.text(found, inputs.wants_colour(sys.stdout), options.verbose))
 
 
 def _progress(options: argparse.Namespace) -> transaction.Progress:

@@ -21,7 +21,7 @@ from .netfilter.nft_tables import place_of
 from .netfilter.nft_words import object_text, statements_text
 from .netfilter.ruleset import Line
 from .netfilter.stateful import modules_of
-from .state import Kernel, LiveRules, State
+from .state import Kernel, LiveRules, Module, State
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _native_holders(state: State, kernel: Kernel) -> Iterator[Holder]:
         where = f"nft, {place_of(ruleset, entry.index)}"
         name = next((m for m in modules if kernel.module(m)), modules[0])
         what = statements_text(entry) if entry.kind == "rule" else object_text(entry)
-        yield Holder(f"rule:{where}", name, "rule", where, what, _deletion(entry))
+        yield Holder(f"rule:{where}", name, "rule", where, what, deletion(entry))
 
 
 def _native_uses(state: State) -> tuple[NftRuleSet, list[tuple[Entry, tuple[str, ...]]]]:
@@ -118,7 +118,7 @@ def _native_uses(state: State) -> tuple[NftRuleSet, list[tuple[Entry, tuple[str,
     return ruleset, [(entry, tuple(d.extension.modules[0] for d in uses)) for entry, uses in found if uses]
 
 
-def _deletion(entry: Entry) -> str:
+def deletion(entry: Entry) -> str:
     """The command that deletes *entry*."""
     if entry.kind == "rule":
         return f"nft delete rule {' '.join(entry.place)} handle {entry.body.get('handle', '?')}"
@@ -160,7 +160,7 @@ def _unaccounted(state: State, kernel: Kernel) -> Iterator[Holder]:
     for name in loaded_dependants(kernel.modules):
         module = kernel.module(name)
         left = module.other_users - known[name] if module else 0
-        if left > 0 and not _service(name):
+        if left > 0 and not service_of(name):
             yield Holder(f"unseen:{name}", name, "unseen", f"module {name}",
                          f"{left} more {'user' if left == 1 else 'users'} than the rules that can be seen",
                          "look for nft rules, BPF programs, tc filters and namespaces that only a process holds open")
@@ -176,7 +176,7 @@ _SERVICES = {
 }
 
 
-def _service(name: str) -> str:
+def service_of(name: str) -> str:
     """The key of :data:`_SERVICES` for the module *name*, or an empty string."""
     return "ip_vs" if name.startswith("ip_vs") else name if name in _SERVICES else ""
 
@@ -184,13 +184,19 @@ def _service(name: str) -> str:
 def _unseen(kernel: Kernel) -> Iterator[Holder]:
     for name in loaded_dependants(kernel.modules):
         module = kernel.module(name)
-        if module is None or not _service(name):
-            continue
-        # A scheduler of IPVS counts twice: it depends on ip_vs, and it is registered there (ip_vs_sched.c).
-        users = module.other_users - (len(module.holders) if name == "ip_vs" else 0)
-        if users > 0:
-            what, remedy = _SERVICES[_service(name)]
-            yield Holder(f"unseen:{name}", name, "unseen", f"module {name}", f"{what} ({users} users)", remedy)
+        found = service_users(module) if module else None
+        if found is not None:
+            yield Holder(f"unseen:{name}", name, "unseen", f"module {name}", *found)
+
+
+def service_users(module: Module) -> tuple[str, str] | None:
+    """What uses *module*, and what ends it, where that is a service's settings; ``None`` where there are none."""
+    if not service_of(module.name):
+        return None
+    # A scheduler of IPVS counts twice: it depends on ip_vs, and it is registered there (ip_vs_sched.c).
+    users = module.other_users - (len(module.holders) if module.name == "ip_vs" else 0)
+    what, remedy = _SERVICES[service_of(module.name)]
+    return (f"{what} ({users} users)", remedy) if users > 0 else None
 
 
 def force_note(kernel: Kernel) -> str:

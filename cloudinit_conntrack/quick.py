@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .errors import ConntrackError
-from .host.inputs import is_superuser
+from .host.inputs import is_superuser, wants_colour
 from .host.root import HOST
 from .unchanged import nothing_to_do
 
@@ -21,7 +21,7 @@ def main() -> int:
             from .report import text
 
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-            sys.stdout.write(text(report, sys.stdout.isatty()))
+            sys.stdout.write(text(report, wants_colour(sys.stdout)))
             return 0
     from .cli import main as command
 

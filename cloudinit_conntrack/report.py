@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .said import Evidence, Item
+from .said import Evidence, Item, Node, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
@@ -14,9 +14,11 @@ if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing
 
     from .actions import Action
     from .plan import Plan
+    from .planned import Planned
+    from .tracking import Counters, Space
 
 SCHEMA = 1
-COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
+COLOURS = {"red": "31", "yellow": "33", "green": "32", "cyan": "36", "dim": "2", "bold": "1"}
 OUTCOME_COLOUR = {
     "done": "green", "nothing-to-do": "green", "verified": "green", "reverted": "green",
     "blocked": "red", "failed": "red", "drift": "yellow", "changes": "yellow", "unconfirmed": "yellow",
@@ -25,8 +27,26 @@ OUTCOME_COLOUR = {
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What ``status`` sees beside its findings: who holds conntrack, what it does, where it is hooked in.
+
+    *drawn* are the ids of the findings that the tree says already; *alarms* the facts that call
+    for a colour, with it.
+    """
+
+    tree: tuple[Node, ...] = ()
+    counters: Counters | None = None
+    spaces: tuple[Space, ...] = ()
+    drawn: frozenset[str] = frozenset()
+    alarms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
-    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines."""
+    """The answer of one verb.  *outcome* is one word; *facts* are (name, value) lines.
+
+    *planned* is what ``plan`` says beyond that: diffs, and what the plan was made for; *sight* what ``status`` does.
+    """
 
     mode: str
     outcome: str
@@ -37,6 +57,9 @@ class Report:
     evidence: tuple[Evidence, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     message: str = ""
+    planned: Planned | None = None
+    run: Run | None = None  # of what is kept for others
+    sight: Sight | None = None
 
 
 def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Report:
@@ -45,21 +68,43 @@ def of_plan(plan: Plan, outcome: str, evidence: tuple[Evidence, ...] = ()) -> Re
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; the lists hold items with ``id``, ``reason`` and ``where``."""
+    """The report as plain values, as ``schema/report.schema.json`` describes them."""
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "mode": report.mode,
         "outcome": report.outcome,
-        "actions": [{"id": a.id, "verb": a.verb, "where": a.where, "reason": a.reason} for a in report.actions],
+        "actions": _actions(report.actions),
         "blockers": _items(report.blockers),
         "widenings": _items(report.widenings),
         "findings": _items(report.findings),
         "evidence": [{"id": e.id, "holds": e.holds, "what": e.what} for e in report.evidence],
         "facts": dict(report.facts),
     }
+    if report.sight is not None:
+        from .seeing import sight_json  # here: every boot reads this file
+
+        found.update(sight_json(report.sight))
     if report.message:
         found["message"] = report.message
-    return found
+    if report.run:
+        found["run"] = vars(report.run)
+    return found if report.planned is None else _with_plan(found, report.planned)
+
+
+def _with_plan(found: dict[str, Any], planned: Planned) -> dict[str, Any]:
+    from .planned import diff_json, to_json
+
+    for told, (_, diff) in zip(found["actions"], planned.changes):
+        told.update(diff_json(diff))
+    return {**found, **to_json(planned)}
+
+
+def _actions(actions: Sequence[Action]) -> list[dict[str, Any]]:
+    if not actions:
+        return []
+    from . import kinds  # here: a boot with nothing to do has no action
+
+    return [kinds.to_json(action) for action in actions]
 
 
 def _items(items: Sequence[Item]) -> list[dict[str, str]]:
@@ -72,22 +117,40 @@ def json_text(report: Report) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"
 
 
-def text(report: Report, colour: bool = False, verbose: bool = False) -> str:
-    """The report for a person: the answer first, then what is behind it."""
+def text(report: Report, colour: bool = False, verbose: bool = False, unicode: bool = True) -> str:
+    """The report for a person: the answer first, then what is behind it; *unicode*: the tree has lines of its own."""
+    sight = report.sight or Sight()
     lines = [_headline(report, colour)]
     if report.message:
         lines.append(f"  {report.message}")
     width = max((len(name) for name, _ in report.facts), default=0)
-    lines += [f"  {name:<{width}}  {value}" for name, value in report.facts]
+    alarms = dict(sight.alarms)
+    for name, value in report.facts:
+        told = paint(value, alarms[name], colour) if name in alarms else value
+        lines.append(f"  {name:<{width}}  {told}")
     lines += _section("blocked by", "red", colour, _grouped(report.blockers))
     lines += _section("actions, in this order", "bold", colour, _numbered(report.actions))
     lines += _section("accepted now and not before", "yellow", colour, _grouped(report.widenings))
-    lines += _section("good to know", "bold", colour, _grouped(report.findings))
+    lines += _seen(report, unicode, colour, verbose)
+    lines += _section("good to know", "bold", colour, _grouped([f for f in report.findings if f.id not in sight.drawn]))
     shown = [e for e in report.evidence if verbose or e.holds is not True]
     lines += _section("the kernel says", "bold", colour, [_evidence(e) for e in shown])
     if report.evidence and not shown:
         lines.append(f"  the kernel agrees ({len(report.evidence)} checks; -v shows them)")
+    if report.planned is not None:
+        from .showing import changes
+
+        lines += _section("what changes", "bold", colour, changes(report.planned, colour, verbose))
     return "\n".join(lines) + "\n"
+
+
+def _seen(report: Report, unicode: bool, colour: bool, verbose: bool) -> list[str]:
+    if report.sight is None:
+        return []
+    from .seeing import sections  # here: every boot reads this file
+
+    found = sections(report.sight, unicode, colour, verbose)
+    return [line for title, body in found for line in _section(title, "bold", colour, body)]
 
 
 def _headline(report: Report, colour: bool) -> str:

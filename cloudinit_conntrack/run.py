@@ -11,6 +11,7 @@ from .config import Desired
 from .errors import ConntrackError, HostError, words_of
 from .host import journalfile
 from .host.root import Root
+from .host.stamp import clock, run_since
 from .plan import Item, make_plan
 from .planning.nativefiles import to_list
 from .report import Report, json_text, of_plan
@@ -30,6 +31,7 @@ def applied(
     Gives the report, and the error where apply failed.
     """
     error: ConntrackError | None = None
+    began = clock()
     try:
         outcome = transaction.apply(desired, section, root, live, progress, confirm)
         report = _with_notes(of_plan(outcome.plan, outcome.outcome, outcome.evidence), (*notes, *outcome.notes))
@@ -44,11 +46,12 @@ def applied(
     report, error = _settled(report, error, root)
     if desired.persist and error is None and report.outcome in ("done", "nothing-to-do"):
         _remember(desired, section, root)
-    return kept(report, root), error
+    return kept(report, root, began), error
 
 
-def kept(report: Report, root: Root) -> Report:
-    """Leave *report* for others; gives it, with a note where that failed."""
+def kept(report: Report, root: Root, began: float) -> Report:
+    """Leave *report* of a run since *began* (:func:`.stamp.clock`) for others; gives it, with a note if that failed."""
+    report = replace(report, run=run_since(began, root))
     try:
         root.make_directory(journalfile.REPORTS)
         root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
@@ -100,3 +103,8 @@ def _remember(desired: Desired, section: object, root: Root) -> None:
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:
     items = tuple(Item(f"apply:{number}", "apply", note) for number, note in enumerate(notes, 1))
     return replace(report, findings=report.findings + items)
+
+
+def mode_of(section: object) -> str:
+    """The mode of a kept section; empty where there is none."""
+    return str(section.get("mode", "")) if isinstance(section, dict) else ""

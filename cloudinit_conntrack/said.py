@@ -1,4 +1,4 @@
-"""One thing that a run says."""
+"""What a run says: one thing of it, and who it was."""
 
 from __future__ import annotations
 
@@ -22,3 +22,31 @@ class Evidence:
     id: str
     holds: bool | None
     what: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who made a report: our *version*, the node's host name, UTC *time* (RFC 3339), and how many *seconds* it took."""
+
+    version: str
+    host: str
+    time: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """One part of why conntrack is in use, with what in turn holds it.
+
+    *kind* is ``conntrack``, ``module``, ``table``, ``rule``, ``writer``, ``namespace``, ``owner``,
+    ``service``, ``unit``, ``process``, ``saved``, ``unseen`` or ``also``.  *what* is for reading,
+    *where* the place (a rule's, ``FILE:LINE``, a unit), *remedy* the command that removes it, or
+    the words where no single command does.
+    """
+
+    id: str
+    kind: str
+    what: str
+    where: str = ""
+    remedy: str = ""
+    children: tuple[Node, ...] = ()

@@ -35,6 +35,7 @@ from . import evidence, kmod
 from .errors import ConntrackError
 from .host import journalfile, observe, seenfile
 from .host.root import Root
+from .host.stamp import clock, run_since
 from .report import Report, json_text, to_json
 from .said import Item
 from .state import FileImage, Kernel, LiveRules, NativeRules, State, Units
@@ -66,6 +67,7 @@ def seen(root: Root, extra: Iterable[str], haproxy: Iterable[str]) -> State:
 
 def nothing_to_do(root: Root) -> Report | None:
     """The report of an apply of the kept section that has nothing to do; ``None`` where only planning can tell."""
+    began = clock()
     with journalfile.alone(root):
         known = seenfile.read(root)
         if not known or known.get("ground") != seenfile.ground(root):
@@ -73,11 +75,11 @@ def nothing_to_do(root: Root) -> Report | None:
         state = seen(root, known["extra"], known["haproxy"])
         for run in known["runs"]:
             if run["key"] == key_of(state, known["extra"], run["asked"]):
-                return _told(run, root)
+                return _told(run, began, root)
     return None
 
 
-def _told(run: dict[str, Any], root: Root) -> Report | None:
+def _told(run: dict[str, Any], began: float, root: Root) -> Report | None:
     flows = [(str(family), str(protocol), int(port)) for family, protocol, port in run["flows"]]
     found = evidence.gathered(run["mode"], run["block"], flows, root, True)
     try:
@@ -85,7 +87,7 @@ def _told(run: dict[str, Any], root: Root) -> Report | None:
     except ConntrackError:
         return None  # planning says it too, and what it means
     items = tuple(Item(**item) for item in run["findings"])
-    report = Report(run["mode"], "nothing-to-do", findings=items, evidence=found)
+    report = Report(run["mode"], "nothing-to-do", findings=items, evidence=found, run=run_since(began, root))
     root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
     return report
 

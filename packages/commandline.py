@@ -14,12 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 @dataclass(frozen=True)
 class Option:
-    """An option with its *names*, or an argument without; *value* is what it takes, empty for none."""
+    """An option with its *names*, or an argument without; *value* is what it takes, empty for none.
+
+    *many*: as often as one likes.
+    """
 
     names: tuple[str, ...]
     value: str
     choices: tuple[str, ...]
     help: str
+    many: bool = False
 
     @property
     def takes(self) -> str:
@@ -78,4 +82,4 @@ def _option(action: argparse.Action, parser: argparse.ArgumentParser) -> Option:
     choices = tuple(map(str, action.choices or ()))
     value = "" if action.nargs == 0 else str(action.metavar or "|".join(choices) or action.dest.upper())
     words = parser._get_formatter()._expand_help(action) if action.help else ""
-    return Option(tuple(action.option_strings), value, choices, words)
+    return Option(tuple(action.option_strings), value, choices, words, action.nargs in ("+", "*"))

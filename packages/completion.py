@@ -80,7 +80,8 @@ def zsh(line: CommandLine) -> str:
 
 
 def _zsh_words(verb: Verb) -> str:
-    arguments = (f"'{number}:{a.value}:{_zsh_action(a)}'" for number, a in enumerate(verb.arguments, 1))
+    arguments = (f"'{'*' if a.many else number}:{a.value}:{_zsh_action(a)}'"
+                 for number, a in enumerate(verb.arguments, 1))
     return " ".join((*map(_zsh_option, verb.options), *arguments))
 
 

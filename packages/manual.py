@@ -35,15 +35,15 @@ def manual(line: CommandLine, template: str, date: str) -> str:
 
 
 def _synopsis(program: str, verb: Verb, common: tuple[Option, ...]) -> str:
-    own = (*(_spelt(option) for option in verb.options if option not in common), *map(_spelt, verb.arguments))
-    words = "".join(f"[{text}]\n" for text in own)
+    own = (*(option for option in verb.options if option not in common), *verb.arguments)
+    words = "".join(f"{_spelt(option)}\n" if option.many else f"[{_spelt(option)}]\n" for option in own)
     return f".SY {_escaped(program)}\n.B {_escaped(verb.name)}\n.RI [ options ]\n{words}.YS\n"
 
 
 def _spelt(option: Option) -> str:
     """The longest name in bold and the value in italics, as one word."""
     name = f"\\fB{_escaped(option.names[-1])}\\fP" if option.names else ""
-    value = f"\\fI{_escaped(option.value)}\\fP" if option.value else ""
+    value = f"\\fI{_escaped(option.value)}\\fP{' ...' if option.many else ''}" if option.value else ""
     return "\\ ".join(filter(None, (name, value)))
 
 

@@ -8,6 +8,7 @@ the many short tests fill up the end.  ``@pytest.mark.alone`` is for what only a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -23,6 +24,24 @@ _said: list[str] = []
 def measured() -> list[str]:
     """Lines for the end of the run's output: figures that no test asserts."""
     return _said
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reports_are_as_their_schema_says() -> Iterator[None]:
+    """Whatever a test lets our code report in this process, the schema knows; what other processes print is read
+    by :mod:`tests.reports`, which asks it too.
+    """
+    from cloudinit_conntrack import report
+    from tests import reports
+
+    given = report.to_json
+
+    def judged(found: report.Report) -> dict[str, object]:
+        return reports.valid(given(found))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(report, "to_json", judged)
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

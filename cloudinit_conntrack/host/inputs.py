@@ -6,7 +6,12 @@ import os
 import sys
 
 from ..errors import ConntrackError, UsageError
+from ..state import FileImage
 from .root import Root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a boot does without typing
+    from typing import TextIO
 
 
 def read_input(path: str, most: int) -> bytes:
@@ -32,6 +37,14 @@ def write_output(path: str, content: bytes) -> None:
         raise ConntrackError(f"cannot be written ({error.strerror})", path, "name another place") from None
 
 
+def replace_output(path: str, content: bytes) -> None:
+    """Make *path*, which the caller named, a file that holds *content*: whoever reads it never sees half.
+
+    HostError for anything but a regular file in its place.
+    """
+    Root("/").write_image(os.path.abspath(path), FileImage(content, 0o644))
+
+
 def own_text(name: str) -> str:
     """A file of our own package, wherever it is (a directory, or a zip file)."""
     import pkgutil  # here: it takes 20 ms, and every boot reads this file
@@ -51,6 +64,11 @@ def tree(path: str) -> Root:
 def is_superuser() -> bool:
     """Whether we run as root."""
     return os.geteuid() == 0
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether *stream* is a terminal that knows colours, of somebody who wants them (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def swallow_output() -> None:

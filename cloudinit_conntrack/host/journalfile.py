@@ -73,7 +73,7 @@ def kept_desired(root: Root) -> object | None:
         return None
     try:
         found: object = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(f"it is damaged ({error})", DESIRED, "apply again with -c FILE") from None
     return found
 
@@ -82,7 +82,7 @@ def last_outcome(root: Root) -> str:
     """The outcome that the last apply of this boot reported; empty when there was none, or its report is damaged."""
     try:
         found = json.loads(root.read_bytes(RESULT) or b"{}")
-    except (ValueError, HostError):
+    except (ValueError, RecursionError, HostError):
         return ""
     return str(found.get("outcome", "")) if isinstance(found, dict) else ""
 

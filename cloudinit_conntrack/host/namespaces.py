@@ -38,7 +38,7 @@ def other_namespaces(root: Root = HOST) -> tuple[tuple[OtherNamespace, ...], tup
             rules = live_rules(root, found.path)
             seen.append(OtherNamespace(found.inode, found.owner, rules, native_notes(rules, root, found.path)))
         except HostError as error:
-            if _inode(root, found.path) == found.inode:  # else it ended meanwhile
+            if inode_of(root, found.path) == found.inode:  # else it ended meanwhile
                 seen.append(OtherNamespace(found.inode, found.owner))
                 unread.append(f"network namespace of {found.owner}: {error}")
     return tuple(seen), tuple(unread)
@@ -47,7 +47,7 @@ def other_namespaces(root: Root = HOST) -> tuple[tuple[OtherNamespace, ...], tup
 def find_namespaces(root: Root = HOST) -> tuple[Found, ...]:
     """The network namespaces other than this one, by inode; named ones by their name."""
     found: dict[int, Found] = {}
-    own = _inode(root, "/proc/self/ns/net")
+    own = inode_of(root, "/proc/self/ns/net")
     for one in _mounted(root):
         found.setdefault(one.inode, one)
     for one in _of_processes(root, own):
@@ -65,7 +65,7 @@ def _mounted(root: Root) -> Iterator[Found]:
     for place in _MOUNTED:
         for name in root.listdir(place):
             path = f"{place}/{name}"
-            inode = _inode(root, path)
+            inode = inode_of(root, path)
             if inode is not None and device is not None and _device(root, path) == device:
                 yield Found(inode, path, path)
 
@@ -74,20 +74,22 @@ def _of_processes(root: Root, own: int | None) -> Iterator[Found]:
     """Processes of every namespace but *own*, which nobody asks about."""
     for pid in sorted(int(name) for name in root.listdir("/proc") if name.isdigit()):
         path = f"/proc/{pid}/ns/net"
-        inode = _inode(root, path)
+        inode = inode_of(root, path)
         if inode is not None and inode != own:
-            container = _container(root, pid)
-            yield Found(inode, path, f"pid {pid} ({_comm(root, pid)}{', ' if container else ''}{container})")
+            container = container_of(root, pid)
+            yield Found(inode, path, f"pid {pid} ({name_of(root, pid)}{', ' if container else ''}{container})")
 
 
-def _comm(root: Root, pid: int) -> str:
+def name_of(root: Root, pid: int) -> str:
+    """The name of the process *pid*, ``?`` where it has ended."""
     try:
         return (root.read_text(f"/proc/{pid}/comm") or "").strip() or "?"
     except HostError:
         return "?"
 
 
-def _container(root: Root, pid: int) -> str:
+def container_of(root: Root, pid: int) -> str:
+    """The container or unit of the process *pid*, by its control group; empty where that does not tell."""
     from ..containers import owner_of  # here: a host may have no other namespace
 
     try:
@@ -96,7 +98,8 @@ def _container(root: Root, pid: int) -> str:
         return ""
 
 
-def _inode(root: Root, path: str) -> int | None:
+def inode_of(root: Root, path: str) -> int | None:
+    """The number of the namespace to which *path* leads."""
     found = _stat(root, path)
     return found.st_ino if found else None
 

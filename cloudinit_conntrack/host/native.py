@@ -115,6 +115,22 @@ def native_rules(live: tuple[LiveRules, ...], root: Root = HOST) -> tuple[Native
     return NativeRules(listed(native), "".join(text.get(table, "") for table in tables_of(native))), ()
 
 
+def foreign_listing(live: tuple[LiveRules, ...], netns: str) -> str:
+    """The JSON of the native tables of another namespace, whose iptables rules are *live*; empty where unreadable."""
+    from ..netfilter.nft_ruleset import parse_nft
+    from ..netfilter.nft_tables import listed, tables_of, without
+
+    done = run(["nft", "-j", "list", "ruleset"], check=False, netns=netns)
+    if done.status != 0 or not done.stdout.startswith("{"):
+        return ""
+    foreign = _incompatible(live)
+    try:
+        ruleset = parse_nft(done.stdout, "nft -j list ruleset")
+    except RulesSyntaxError:
+        return ""
+    return listed(without(ruleset, {t for t in tables_of(ruleset) if t in _IPTABLES and t not in foreign}))
+
+
 def _unreadable(done: Completed) -> str:
     return f"{PREFIX}nft cannot list its tables as JSON: {done.stderr.strip()[:200]}"
 

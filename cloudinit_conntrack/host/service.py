@@ -9,6 +9,7 @@ from ..service import (
     FIREWALLS,
     HAND_MADE,
     LINK,
+    NAME,
     PACKAGED,
     PACKAGED_LINKS,
     UNIT,
@@ -17,6 +18,7 @@ from ..service import (
     program_of,
 )
 from ..state import BootService, FileImage, Program
+from .process import run
 from .root import HOST, Root
 from .units import PLACES
 
@@ -45,6 +47,15 @@ def observe_service(root: Root = HOST, live: bool = True) -> BootService:
     return BootService(True, unit, next(filter(root.exists, PACKAGED), ""), link, taken,
                        _recorded(unit, root) or (running_program() if live else installed_program(root)), after, late,
                        _loaded(root))
+
+
+def has_failed(root: Root) -> bool | None:
+    """Whether the boot service has failed, as systemd says; ``None`` without a systemd that answers."""
+    if not root.is_directory(_BOOTED):
+        return None
+    done = run(["systemctl", "show", "--property=ActiveState", NAME], timeout=10, check=False)
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    return found["ActiveState"] == "failed" if done.status == 0 and "ActiveState" in found else None
 
 
 def _recorded(unit: FileImage | None, root: Root) -> Program | None:

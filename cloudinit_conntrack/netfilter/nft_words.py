@@ -168,7 +168,7 @@ _EXPRESSIONS: Mapping[str, Callable[[Json], str]] = {
     "prefix": lambda b: f"{expression_text(b['addr'])}/{b['len']}",
     "concat": lambda b: " . ".join(expression_text(item) for item in b),
     "map": lambda b: f"{expression_text(b['key'])} map {expression_text(b['data'])}",
-    "exthdr": _fields("exthdr"),
+    "exthdr": lambda b: " ".join([str(b["name"]), str(b["field"])]) if "field" in b else f"exthdr {b['name']}",
     "tcp option": _fields("tcp option"),
     "ip option": _fields("ip option"),
     "sctp chunk": _fields("sctp chunk"),

@@ -39,7 +39,7 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
              "untracked replies",
              "give the flows to firewalld itself ('firewall-cmd --permanent --direct --add-rule ipv4 raw PREROUTING 0 "
              "-p tcp --dport 80 -j CT --notrack', and its other direction), or replace firewalld by saved rules "
-             "(docs/firewalld.md)"),
+             "(docs/how-to/firewalld.md)"),
     # https://shorewall.org/manpages/shorewall-conntrack.html; states are in every zone's chains.
     FrontEnd("shorewall", ("shorewall.service", "shorewall6.service", "shorewall-lite.service"),
              "Shorewall's compiler writes rules that match connection states",

@@ -2,7 +2,7 @@
 
 A row is recognised by a unit that starts at boot or runs now, and by what its files say.
 Sources are the programs' own documentation or code, named in each row; what was measured
-is in docs/matrix.md.
+is in docs/reference/matrix.md.
 """
 
 from __future__ import annotations

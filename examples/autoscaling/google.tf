@@ -3,7 +3,7 @@
 # The image has the package, "cloudinit-conntrack enable" run in it, and haproxy-conntrack.conf.
 # Nobody has to say anything: haproxy starts when "verify" holds, and the health check asks haproxy. A
 # node that does not answer gets no traffic, and after ten minutes it is made anew. For Terraform
-# and OpenTofu; docs/autoscaling.md has the whole story.
+# and OpenTofu; docs/how-to/autoscaling.md has the whole story.
 #
 # For a stock image: user-data = file("user-data"), written by
 # "cloudinit-conntrack userdata -c section.yaml --merge stock-node.yaml -o user-data".

@@ -71,7 +71,7 @@ def test_the_stack_is_made(clients: dict[str, Any]) -> None:
 
 
 def test_a_stock_images_user_data_fits_into_the_template(clients: dict[str, Any]) -> None:
-    """The largest that EC2 takes, as base64 in the place of Fn::Base64 (docs/autoscaling.md)."""
+    """The largest that EC2 takes, as base64 in the place of Fn::Base64 (docs/how-to/autoscaling.md)."""
     text = TEMPLATE.read_text(encoding="utf-8")
     head, rest = text.split("          Fn::Base64: !Sub |\n")
     tail = rest[rest.index("\n  Group:\n"):]

@@ -20,6 +20,8 @@ from stages import Outcome, run_stages, seed
 from stateful_host import SAVED_V4, SAVED_V6, files_below, firewall, load_rules, tracked
 from test_cloudinit_channels import assert_clean, assert_ran, assert_stateless, by_drop_in
 
+from tests import reports
+
 DROP_IN = "/etc/cloud/cloud.cfg.d/99-cloudinit-conntrack.cfg"
 SCRIPT = "/etc/cloud/clean.d/50-cloudinit-conntrack"
 CONFIG = "/etc/cloud/cloud.cfg"
@@ -51,8 +53,7 @@ def ours(boot: Boot, *words: str, code: int = 0) -> dict[str, Any]:
     """What our command, called in the machine, answers."""
     done = boot.attempt("python3", "-m", "cloudinit_conntrack", *words, "--format", "json")
     assert done.returncode == code, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return reports.read(done.stdout)
 
 
 def wiring(boot: Boot) -> list[dict[str, str]]:
@@ -341,5 +342,4 @@ def from_outside(machine: Machine, verb: str) -> dict[str, Any]:
     enter = ["nsenter", f"--target={machine.keeper}", "--mount", "--", "env", "-C", str(PRODUCT)]
     done = subprocess.run([*enter, *words], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return reports.read(done.stdout)

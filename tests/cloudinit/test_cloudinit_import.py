@@ -22,7 +22,7 @@ print(json.dumps({
     "meta": cc_conntrack.meta,
 }))
 """
-STANDARD_LIBRARY = {"functools", "logging"}
+STANDARD_LIBRARY = {"contextlib", "functools", "logging"}
 
 
 def test_the_cloud_init_is_the_one_meant(suite: Suite, bare: Machine) -> None:

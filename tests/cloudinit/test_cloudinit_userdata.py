@@ -19,6 +19,8 @@ from stages import SEED, Outcome, run_stages, seed
 from stateful_host import RULES_V4, SAVED_V4, SECTION, firewall, load_rules, tracked
 from test_cloudinit_channels import assert_clean, assert_stateless
 
+from tests import reports
+
 ENDS = (SUITES[0], SUITES[-1])  # the oldest and the newest; each costs a boot
 COMMAND = "/usr/local/sbin/cloudinit-conntrack"
 AGAIN = "/var/lib/cloud/scripts/per-boot/cloudinit-conntrack"
@@ -67,7 +69,7 @@ def boot_with(boot: Boot, suite: Suite, content: bytes) -> Outcome:
 
 
 def result(boot: Boot) -> object:
-    return json.loads(boot.read("/run/cloudinit-conntrack/result.json"))["outcome"]
+    return reports.read(boot.read("/run/cloudinit-conntrack/result.json"))["outcome"]
 
 
 def test_a_stock_image_becomes_stateless_and_stays_so(suite: Suite, bare: Machine, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ Judged by iptables-save, by /proc/net/nf_conntrack and by packets from a second 
 
 from __future__ import annotations
 
-import json
 import os
 
 from chroots import Suite
 from firewalls import answers, connect_neighbour, enable, install_ufw, unpack
 from machines import Boot, Machine
 from stateful_host import RULES_V4, RULES_V6, STATEFUL
+
+from tests import reports
 
 FAMILIES = ("ipv4", "ipv6")
 SAVE = {"ipv4": "iptables-save", "ipv6": "ip6tables-save"}
@@ -23,8 +24,7 @@ def product(boot: Boot, verb: str, expected: int, *options: str) -> dict[str, li
     """One verb of the command, in JSON; it must exit with *expected*."""
     done = boot.attempt(*COMMAND, verb, *options, "--format", "json", timeout=120)
     assert done.returncode == expected, done.stdout + done.stderr
-    found: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
-    return found
+    return reports.read(done.stdout)
 
 
 def apply(boot: Boot, expected: int = 0, section: str = SECTION) -> dict[str, list[dict[str, str]]]:

@@ -6,7 +6,6 @@ write outside of the tree, and strace tells what was started.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from stateful_host import files_below
 from cloudinit_conntrack.errors import HostError
 from cloudinit_conntrack.host.inside import run_inside
 from cloudinit_conntrack.host.root import Root
+from tests import reports
 
 BOOKWORM = next(suite for suite in SUITES if suite.name == "bookworm")
 on_bookworm = pytest.mark.parametrize("version", [BOOKWORM], ids=attrgetter("version"))
@@ -75,8 +75,7 @@ class Tree:
         try:
             done = subprocess.run([*sealed, *command], capture_output=True, text=True, timeout=300, check=False)
             assert done.returncode == code, done.stdout + done.stderr
-            found: dict[str, Any] = json.loads(done.stdout)
-            return found, trace.read_text()
+            return reports.read(done.stdout), trace.read_text()
         finally:
             trace.unlink(missing_ok=True)
 

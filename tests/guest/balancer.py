@@ -15,11 +15,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests import reports
 
 from .seed_case import SETTINGS, is_stateful, without_counters
 from .uml import QuickResult, Ran, run_quick
@@ -196,7 +197,7 @@ class Story:
         """The JSON answer of a recorded ``cc``, which must have ended with *status*."""
         ran = self.step(name)
         assert ran.status == status, f"{name}: status {ran.status}\n{ran.output}"
-        return json.loads(ran.stdout)
+        return reports.read(ran.stdout)
 
     def seen(self, name: str) -> Seen:
         """What ``look NAME`` recorded."""

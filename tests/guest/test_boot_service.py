@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -45,6 +47,18 @@ cd /etc/systemd/system && mkdir {SERVICE}.d
 printf '[Unit]\\nAfter=late.service\\n' >{SERVICE}.d/late.conf
 printf '[Service]\\nType=oneshot\\nExecStart=true\\n' >late.service
 ln -s ../late.service multi-user.target.wants/"""
+# examples/monitoring: what the timer starts, with all that its unit forbids it, where an exporter is and where none is.
+MONITORING = Path(__file__).parents[2] / "examples/monitoring"
+METRICS = ("cloudinit-conntrack-metrics.service", "cloudinit-conntrack-metrics.timer")
+MEASURE = f"""\
+systemd-analyze verify /etc/systemd/system/cloudinit-conntrack-metrics.timer
+systemctl start {METRICS[0]} && ls -A /var/lib/prometheus
+lsmod | sort >/run/before && mkdir -p /var/lib/prometheus/node-exporter
+systemctl start {METRICS[0]} && ls -lA /var/lib/prometheus/node-exporter
+cat /var/lib/prometheus/node-exporter/*.prom; lsmod | sort | diff /run/before - && echo no module
+systemctl show {METRICS[0]} -p Result
+journalctl --boot --output=cat --unit={METRICS[0]}
+rm -r /var/lib/prometheus"""
 OPEN_IT = f"rm -r late.service multi-user.target.wants/late.service {SERVICE}.d"
 
 
@@ -73,6 +87,9 @@ def tell() -> Told:
     with tempfile.TemporaryDirectory(prefix="boot-service-") as name:
         tree, image = Path(name) / "layer", guest_image.image()
         layer.make(tree, image)
+        (tree / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
+        for unit in METRICS:
+            shutil.copy(MONITORING / unit, tree / "etc/systemd/system")
         with FullGuest(image, Path(name) / "guest", seed_case.USER_DATA.read_text(), tree) as guest:
             guest.boot()
             told.look("first", guest)
@@ -80,6 +97,7 @@ def tell() -> Told:
             told.said["analyze"] = guest.run(f"systemd-analyze verify {UNIT}").output
             told.said["order"] = guest.run(ORDER).output
             told.said["cycle"] = guest.run(f"{CLOSE_A_CYCLE}\n{ORDER}\n{OPEN_IT}").output
+            told.said["metrics"] = guest.run(MEASURE).output
             # cloud-init would mend it too, but later: it must not hide what the service does.
             guest.check("sed -i '/conntrack, always/d' /etc/cloud/cloud.cfg")
             for boot, change in (("second", "true"), ("third", "true"), ("drifted", DRIFT), ("blocked", BLOCKED)):
@@ -149,6 +167,21 @@ def test_the_same_boot_again_is_told_without_planning(told: Told, measured: list
     assert third["log"] == second["log"] and "nothing to do" in third["log"]
     one, two = (int(told.service(boot)["CPUUsageNSec"]) / 1e6 for boot in ("second", "third"))
     measured.append(f"boot service in user-mode Linux: {one:.0f} ms of CPU with a plan, {two:.0f} ms without")
+
+
+def test_monitoring_measures_it_and_may_do_nothing_else(told: Told, measured: list[str]) -> None:
+    said = told.said["metrics"]
+    for line in ('info{version="0.1.0",mode="unload",conntrack="absent"} 1', "verified 1", "drift_actions 0",
+                 "entries 0", "scrape_error 0", 'last_run_outcome{outcome="done"} 1', "boot_service_enabled 1",
+                 "boot_service_failed 0"):
+        assert f"\ncloudinit_conntrack_{line}\n" in said, said
+    assert "ls: cannot access '/var/lib/prometheus'" in said  # without an exporter nothing is made for it
+    assert "-rw-r--r-- 1 root root" in said and "\nno module\n" in said and "\nResult=success\n" in said
+    assert "skipped because of an unmet condition check" in said and f"{METRICS[0]}: Deactivated successfully." in said
+    assert "Failed" not in said and "not executable" not in said and "Unknown" not in said
+    took = re.search(r"Consumed (.*) CPU time", said)
+    assert took
+    measured.append(f"metrics in user-mode Linux: {took[1]} of CPU")
 
 
 def test_status_says_what_happens_at_every_boot(told: Told) -> None:

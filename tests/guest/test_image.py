@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
 
 import pytest
+
+from tests import reports
 
 from . import cloud_base, image_story
 from .clones import Clone
@@ -155,12 +156,12 @@ def test_conntrack_was_never_loaded(clone: Clone) -> None:
 def test_the_firewall_is_there_and_nothing_brings_conntrack_back(clone: Clone) -> None:
     assert "policy drop" in step(clone, "rules") and "ct state" not in step(clone, "rules")
     assert not seen(clone).steps["modprobe"].ok and not seen(clone).steps["stateful"].ok
-    assert json.loads(step(clone, "verify"))["outcome"] == "verified"
+    assert reports.read(step(clone, "verify"))["outcome"] == "verified"
 
 
 def test_revert_on_a_clone_gives_the_files_of_the_base_back(clone: Clone) -> None:
     """Those the image had before it was baked; no rule of the host on which that was done."""
-    reverted: Any = json.loads(step(clone, "revert"))
+    reverted = reports.read(step(clone, "revert"))
     assert reverted["outcome"] == "reverted", reverted
     assert step(clone, "saved") == NFT
     assert BLOCK not in step(clone, "blocks")

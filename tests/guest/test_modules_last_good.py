@@ -6,12 +6,13 @@ The distribution's services are played by the commands that they run, before our
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import reports
 
 from .balancer import SAVED, Story, run_balancer
 from .kernels import kernel
@@ -215,7 +216,7 @@ def test_services_that_come_later_take_no_native_rule_away(boots: tuple[QuickRes
 def answer(told: QuickResult, name: str, status: int) -> Any:
     ran = told.steps[name]
     assert ran.status == status, ran.output
-    return json.loads(ran.stdout)
+    return reports.read(ran.stdout)
 
 
 def of_family(told: QuickResult, name: str, family: str) -> str:

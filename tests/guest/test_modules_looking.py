@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import pytest
 
-from .balancer import Story, assert_unloaded, run_balancer
+from .balancer import SAVED, Story, assert_unloaded, run_balancer
 from .later import Later
 
 STATES = ("nothing", "stateful", "unloaded", "notrack")
 VERBS = ("status", "plan", "verify")
+WATCHED = ("nothing", "stateful")
+
+# Two refreshes on a terminal of their own, then Ctrl-C.
+WATCH = """\
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.environ["TERM"] = "xterm"
+    os.execv("/usr/bin/python3", ["python3", "-m", "cloudinit_conntrack", "status", "--watch", "0.3"])
+seen, asked = b"", False
+while True:
+    try:
+        piece = os.read(terminal, 65536)
+    except OSError:
+        break
+    seen += piece
+    if not asked and seen.count(b"\x1b[J") >= 2:
+        asked = os.write(terminal, b"\x03") == 1  # once: the terminal echoes it, and a second one may meet its end
+os.write(1, seen)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 SCRIPT = """
-looked_at() { # a look, the three verbs, a look
+looked_at() { # a look, the three verbs, a picture, a view that is drawn again, a look
     look $1-before
     step $1-status cc status
     step $1-plan cc plan -c $DESIRED
     step $1-verify cc verify -c $DESIRED
+    [ $1 != stateful ] || step $1-picture cc status --picture /root/tree.dot
+    case $1 in nothing|stateful) step $1-watch /usr/bin/python3 /root/watch.py;; esac
     look $1-after
 }
 config 'mode: unload'
@@ -30,7 +53,7 @@ looked_at notrack
 """
 
 
-STORY = Later(lambda: run_balancer(SCRIPT))
+STORY = Later(lambda: run_balancer(SCRIPT, {**SAVED, "/root/watch.py": WATCH}))
 
 
 @pytest.fixture
@@ -78,3 +101,11 @@ def test_status_names_every_rule_that_holds_the_module(story: Story) -> None:
             place = f"iptables-legacy {family}, table filter, chain INPUT, rule {number}"
             assert found[place] == f"{tool}-legacy -t filter -D INPUT {number}"
     assert found["module xt_conntrack"] == "rmmod xt_conntrack"
+
+
+@pytest.mark.parametrize("state", WATCHED)
+def test_watching_ends_with_a_clean_terminal(story: Story, state: str) -> None:
+    ran = story.step(f"{state}-watch")
+    assert ran.ok, ran.output
+    assert ran.stdout.count("Ctrl-C ends") >= 2
+    assert ran.stdout.endswith("\x1b[?25h\x1b[?1049l")

@@ -6,7 +6,6 @@ One guest for all tests of this file.  It is driven as the demo drives it, by th
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from tests import reports
 
 from . import guest_image, layer, seed_case
 from .full_guest import FullGuest
@@ -120,7 +121,7 @@ def test_before_conntrack_is_in_use_and_modprobe_cannot_remove_it(told: Told) ->
 
 
 def test_cloud_init_applies_it_once_and_no_trace_of_conntrack_is_left(told: Told) -> None:
-    assert json.loads(told.applied)["outcome"] == "done"
+    assert reports.read(told.applied)["outcome"] == "done"
     assert_all(told.checks["after"], 15)
 
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+from tests import reports
+
 from . import conversations, rulesets
 from .conversations import World
 from .namespace import Namespace
@@ -123,9 +125,7 @@ class Machine:
 
     def report(self, expected: int, verb: str, *options: str) -> dict[str, Any]:
         """The same in JSON, read."""
-        found = json.loads(self.run(expected, verb, *options, "--format", "json").stdout)
-        assert isinstance(found, dict)
-        return found
+        return reports.read(self.run(expected, verb, *options, "--format", "json").stdout)
 
     # --- what there is, by other tools than ours ----------------------------------------
 

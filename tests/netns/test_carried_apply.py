@@ -6,7 +6,6 @@ do behind it, and be able to undo what it did.
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from cloudinit_conntrack import userdata
 from cloudinit_conntrack.config import desired_from_section
+from tests import reports
 
 from . import applying
 from .applying import BIND, ENTER, SAVED, STATEFUL, Machine, without_made_tables
@@ -58,9 +58,7 @@ class Carrier:
         return said
 
     def result(self) -> dict[str, Any]:
-        found = json.loads((self.machine.files / "run/cloudinit-conntrack/result.json").read_text())
-        assert isinstance(found, dict)
-        return found
+        return reports.read((self.machine.files / "run/cloudinit-conntrack/result.json").read_text())
 
 
 # SIGKILL behind a synced line of the journal: before the act that the line announces.

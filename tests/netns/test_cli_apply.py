@@ -6,7 +6,6 @@ Judged by iptables-save, the files, /proc/net/nf_conntrack and clients; never by
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from . import applying, conversations, usage
+from tests import reports
+
+from . import applying, conversations, patching, usage
 from .applying import SAVED, STATEFUL, Machine, failures_during, sent_again, without_made_tables
 from .namespace import Namespace
 from .topology import BACKENDS, FAMILIES, Topology, address, topology
@@ -73,12 +74,14 @@ def _is_as_the_mode_says(machine: Machine, mode: str, alike: bool = True) -> Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_apply_twice_mend_and_revert(machine: Machine, mode: str) -> None:
+def test_apply_twice_mend_and_revert(machine: Machine, mode: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = machine.config(mode)
     rules, files = machine.rules(), machine.of_others()
 
-    machine.run(4, "plan", "-c", config)
+    actions = machine.report(4, "plan", "-c", config)["actions"]
+    expected = patching.patched(patching.now(machine, actions), actions, tmp_path_factory.mktemp("patched"))
     machine.run(0, "apply", "-c", config)
+    assert patching.filled(patching.now(machine, actions)) == patching.filled(expected), "the diffs said otherwise"
     applied = machine.rules(), machine.of_others()
     assert applied[0] != rules
     _is_as_the_mode_says(machine, mode)
@@ -275,7 +278,7 @@ def test_json_of_every_verb(machine: Machine) -> None:
     status = machine.report(0, "status")
     plan = machine.report(4, "plan", "-c", config)
     applied = machine.report(0, "apply", "-c", config)
-    kept = json.loads((machine.files / "run/cloudinit-conntrack/result.json").read_text(encoding="utf-8"))
+    kept = reports.read((machine.files / "run/cloudinit-conntrack/result.json").read_text(encoding="utf-8"))
     verified, nothing = machine.report(0, "verify"), machine.report(0, "apply")
     outcomes = [found["outcome"] for found in (plan, applied, verified, nothing)]
     assert outcomes == ["changes", "done", "verified", "nothing-to-do"]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import reports
+
 from .applying import without_made_tables
 from .namespace import Namespace
 from .standing import Standing, standing
@@ -71,7 +73,7 @@ def watchers(machine: Standing) -> list[int]:
 
 
 def outcome(machine: Standing) -> str:
-    return str(json.loads((machine.files / "run/cloudinit-conntrack/result.json").read_text("utf-8"))["outcome"])
+    return str(reports.read((machine.files / "run/cloudinit-conntrack/result.json").read_text("utf-8"))["outcome"])
 
 
 @pytest.mark.alone  # it looks at the host before 5 s are over

@@ -6,7 +6,6 @@ that folder is.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests import reports
 
 from . import rulesets
 from .namespace import Namespace
@@ -58,8 +59,7 @@ def command(root: Path, verb: str, expected: int, *options: str) -> dict[str, li
     words = [sys.executable, "-m", "cloudinit_conntrack", verb, "--root", str(root), "--format", "json", *options]
     done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == expected, done.stdout + done.stderr
-    found: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
-    return found
+    return reports.read(done.stdout)
 
 
 def apply(root: Path, mode: str) -> dict[str, list[dict[str, str]]]:

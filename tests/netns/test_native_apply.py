@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from . import applying, conversations, rulesets, usage
+from . import applying, conversations, patching, rulesets, usage
 from .applying import Machine, without_made_tables
 from .namespace import Namespace
 from .test_cli_apply import MODES, _tracked_ports
@@ -117,7 +117,9 @@ def _is_as_the_mode_says(machine: Machine, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_apply_twice_mend_and_revert(machine: Machine, case: str, mode: str) -> None:
+def test_apply_twice_mend_and_revert(
+    machine: Machine, case: str, mode: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     have(machine, case)
     config = machine.config(mode)
     rules, files = listed(machine), machine.of_others()
@@ -125,7 +127,12 @@ def test_apply_twice_mend_and_revert(machine: Machine, case: str, mode: str) -> 
     plan = machine.report(4, "plan", "-c", config)
     assert {"rules:native", f"file:/{CONF}"} <= {action["id"] for action in plan["actions"]}
     assert (listed(machine), machine.of_others()) == (rules, files), "looking changed something"
+    actions = plan["actions"]
+    expected = patching.patched(patching.now(machine, actions), actions, tmp_path_factory.mktemp("patched"))
     machine.run(0, "apply", "-c", config)
+    one, two = (patching.in_nfts_words(found) for found in (expected, patching.now(machine, actions)))
+    native = {name for name in two if name.startswith("live/")}
+    assert {name: one[name] for name in native} == {name: two[name] for name in native}, "the diffs said otherwise"
     applied = listed(machine), machine.of_others()
     _is_as_the_mode_says(machine, mode)
     kept = str(applied[1][CONF][4], "utf-8")  # type: ignore[index]

@@ -73,6 +73,7 @@ def test_bash_completes_verbs_options_and_values() -> None:
     assert completed("rewrite", "--family", "ipv6") == ["ipv6"]
     assert "/etc/hostname" in completed("apply", "-c", "/etc/hostn")
     assert "/etc/hostname" in completed("rewrite", "/etc/hostn")
+    assert "/etc/hostname" in completed("fleet-report", "/etc", "/etc/hostn")  # the second too
     assert completed("plan", "--root", "/etc/hostn") == []  # a file is no directory
 
 
@@ -80,6 +81,7 @@ def test_zsh_and_fish_name_each_verb_with_its_options() -> None:
     arguments = dict(re.findall(r"(?m)^    ([a-z-]+)\) _arguments (.*) && ret=0", generated("completion.py", "zsh")))
     lines = generated("completion.py", "fish")
     assert sorted(arguments) == sorted(verbs())
+    assert arguments["fleet-report"].endswith(" '*:FILE:_files'") and arguments["rewrite"].endswith(" '1:FILE:_files'")
     for verb, text in arguments.items():
         names = set(re.findall(r"(?:^| |[{,])(--?[a-z][a-z-]*)(?='\[|[,}])", text))
         assert names == options(verb), verb

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from stubs import LiveHost, forked, killed_at
 
-from cloudinit_conntrack import journal
-from cloudinit_conntrack.boot import apply_section
+from cloudinit_conntrack import boot, journal
+from cloudinit_conntrack.boot import Conclusion, apply_section
 from cloudinit_conntrack.errors import ConfigError, ConntrackError
+from cloudinit_conntrack.host import journalfile
+from tests import reports
 
 RULES = """\
 *filter
@@ -40,8 +42,7 @@ def lines(host: LiveHost, **section: Any) -> list[str]:
 
 
 def result(host: LiveHost) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(host.read("/run/cloudinit-conntrack/result.json"))
-    return found
+    return reports.read(host.read("/run/cloudinit-conntrack/result.json"))
 
 
 def test_lines_on_success(host: LiveHost) -> None:
@@ -63,6 +64,53 @@ def test_lines_on_success(host: LiveHost) -> None:
     assert (result(host)["outcome"], result(host)["mode"]) == ("done", "unload")
     assert lines(host, mode="unload") == ["mode unload: nothing to do"]
     assert result(host)["outcome"] == "nothing-to-do"
+
+
+def concluded(host: LiveHost, **section: Any) -> Conclusion:
+    """What cloud-init's reporting is told, whatever came of it: once."""
+    told: list[Conclusion] = []
+    with suppress(ConntrackError):
+        list(apply_section(section, host.root, told.append))
+    (found,) = told
+    assert "\n" not in found.description and len(found.description) <= 900
+    return found
+
+
+def test_what_reporting_is_told(host: LiveHost) -> None:
+    assert concluded(host, mode="strange") == Conclusion(
+        "FAIL", "failed: conntrack.mode: is 'strange'; must be notrack, stateless or unload")
+    found = concluded(host, mode="unload")
+    assert (found.result, found.files) == ("SUCCESS", (journalfile.RESULT,))
+    assert found.description == "mode unload: done, 5 actions, 1 widening, 2 findings"
+    assert concluded(host, mode="unload") == Conclusion("SUCCESS", "mode unload: nothing to do", (journalfile.RESULT,))
+    host.write("/etc/sysconfig/iptables", RULES.replace("COMMIT", "-A INPUT -m connmark --mark 1 -j DROP\nCOMMIT"))
+    found = concluded(host, mode="unload")
+    assert found.result == "FAIL" and "connmark" in found.description
+    assert found.description.startswith("blocked: /etc/sysconfig/iptables: table filter, chain INPUT, rule 3: ")
+    assert found.description.count("blocked") == 1
+
+
+def test_a_large_report_is_not_attached(host: LiveHost) -> None:
+    many = "".join(f"-A INPUT -m connmark --mark {n} -j DROP\n" for n in range(400))
+    host.rules("legacy", "ipv4", RULES.replace("COMMIT", f"{many}COMMIT"))
+    found = concluded(host, mode="unload")
+    assert (found.result, found.files) == ("FAIL", ())
+    assert len(host.read(journalfile.RESULT)) > 65536
+
+
+def test_a_long_reason_is_one_line_and_cut() -> None:
+    """A command's stderr may be long, and have lines and colours."""
+    assert boot._one_line("a\n  b\x1b[31m\tc") == "a b [31m c"
+    assert boot._one_line("x" * 1000) == "x" * 899 + "…"
+
+
+def test_a_fallback_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = LiveHost(tmp_path / "host", None)
+    host.rules("legacy", "ipv4", RULES)
+    monkeypatch.setenv("PATH", host.path)
+    found = forked(lambda: concluded(host, mode="unload", fallback="stateless"), network=True)
+    assert (found.result, found.files) == ("WARN", (journalfile.RESULT,))
+    assert found.description.startswith("mode stateless (unload was asked for): done, ")
 
 
 def test_a_fallback_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from stubs import LiveHost, Snapshot, forked, snapshot
 import cloudinit_conntrack
 from cloudinit_conntrack import cli, journal
 from cloudinit_conntrack.host.process import find
+from tests import reports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UNLOAD = b"conntrack: {mode: unload}\n"
@@ -60,8 +61,7 @@ class Done:
 
     @property
     def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        return reports.read(self.out)
 
 
 def call(*words: str | Path, stdin: bytes = b"") -> Done:
@@ -290,7 +290,8 @@ def test_every_verb_on_an_image(image: FakeHost, config: Path) -> None:
     assert not (image.tree / "var").exists()
 
     applied = call("apply", *tree, "-c", config, "--format", "json")
-    assert (applied.code, applied.json["outcome"], applied.json["actions"]) == (0, "done", plan.json["actions"])
+    done = [{key: value for key, value in action.items() if key != "diff"} for action in plan.json["actions"]]
+    assert (applied.code, applied.json["outcome"], applied.json["actions"]) == (0, "done", done)
     assert image.read("/etc/sysconfig/iptables") == STATELESS
     assert 'IPTABLES_MODULES=""' in image.read("/etc/sysconfig/iptables-config")
     for verb, outcome in (("apply", "nothing-to-do"), ("plan", "nothing-to-do"), ("verify", "verified")):
@@ -311,9 +312,9 @@ def test_every_verb_on_an_image(image: FakeHost, config: Path) -> None:
 
 
 def test_text_of_a_plan(image: FakeHost, config: Path) -> None:
-    done = call("plan", "--root", image.tree, "-c", config)
+    said, _, diff = call("plan", "--root", image.tree, "-c", config).out.decode().partition("\nwhat changes\n")
     assert (
-        done.out.decode()
+        said
         == """\
 changes  mode unload
 
@@ -338,6 +339,9 @@ good to know
       -> let your init system run 'cloudinit-conntrack apply' before it starts the network
 """
     )
+    assert diff.startswith("diff --git a/etc/sysconfig/iptables b/etc/sysconfig/iptables\n--- a/etc/sysconfig/")
+    assert '\n-IPTABLES_MODULES="nf_conntrack_ftp"\n+IPTABLES_MODULES=""\n' in diff
+    assert diff.endswith(" more lines; -v shows all\n")
 
 
 def test_a_blocked_image(image: FakeHost, config: Path) -> None:
@@ -642,7 +646,7 @@ def test_every_verb_on_the_running_host(live: LiveHost, tmp_path: Path, config: 
     assert live.snapshot() == before
 
     assert (run("apply -c conntrack.yaml").json["outcome"], live.loaded()) == ("done", {"nf_defrag_ipv4"})
-    result = json.loads(live.read("/run/cloudinit-conntrack/result.json"))
+    result = reports.read(live.read("/run/cloudinit-conntrack/result.json"))
     assert (result["schema"], result["outcome"], result["mode"]) == (1, "done", "unload")
     assert run("apply").json["outcome"] == "nothing-to-do"
     verified = run("verify")
@@ -666,7 +670,7 @@ def test_blocked_and_failed_on_the_running_host(live: LiveHost, tmp_path: Path, 
     assert "  it failed: rolling back ..." in progress.splitlines()
     assert message.startswith("module xt_conntrack: module xt_conntrack is in use; ")
     assert live.snapshot() == before
-    assert json.loads(live.read("/run/cloudinit-conntrack/result.json"))["outcome"] == "failed"
+    assert reports.read(live.read("/run/cloudinit-conntrack/result.json"))["outcome"] == "failed"
     live.rules("legacy", "ipv4", BLOCKED)
     before = live.snapshot()
     for verb in ("plan", "apply"):

@@ -6,7 +6,8 @@ import pytest
 from fakehost import FakeHost, fake_host
 
 from cloudinit_conntrack.containers import owner_of
-from cloudinit_conntrack.host.hooks import conntrack_hooks, hooks_of
+from cloudinit_conntrack.host.hooks import conntrack_hooks
+from cloudinit_conntrack.tracking import hooks_of
 
 __all__ = ["fake_host"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cloudinit_conntrack.host import goodrules, journalfile
 from cloudinit_conntrack.plan import make_plan
 from cloudinit_conntrack.state import BootService, FileImage, Kernel, LiveRules, SavedFile, State
 from cloudinit_conntrack.transaction import revert
+from tests import reports
 
 FILE = "/etc/sysconfig/iptables"
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j MARK --set-mark 1\nCOMMIT\n"
@@ -84,11 +84,11 @@ def test_what_is_missing_is_loaded_and_nothing_else(host: LiveHost, loaded: str)
     assert ":INPUT DROP" in host.live("legacy", "ipv4") and "--dport 22" in host.live("legacy", "ipv4")
     assert host.live("legacy", "ipv4").count("--set-mark") == 1
     assert host.read(FILE) == LIMITED and kept(host) == GOOD
-    report = json.loads(host.read(journalfile.RESULT))
+    report = reports.read(host.read(journalfile.RESULT))
     assert report["outcome"] == "failed" and "connlimit" in report["blockers"][0]["reason"]
     with pytest.raises(ConntrackError, match=r"^.*blocked: .*the rules that are live stay"):
         apply(host)  # from here on nothing is changed any more
-    assert json.loads(host.read(journalfile.RESULT))["outcome"] == "blocked"
+    assert reports.read(host.read(journalfile.RESULT))["outcome"] == "blocked"
 
 
 def test_a_file_that_the_kernel_refuses_for_another_reason_fails_too(host: LiveHost) -> None:
@@ -96,7 +96,7 @@ def test_a_file_that_the_kernel_refuses_for_another_reason_fails_too(host: LiveH
     with pytest.raises(ConntrackError, match=r"does not load at boot .*line 7.*: its last good rules are loaded"):
         apply(host)
     assert "--dport 22" in host.live("legacy", "ipv4")
-    report = json.loads(host.read(journalfile.RESULT))
+    report = reports.read(host.read(journalfile.RESULT))
     assert report["outcome"] == "failed"
     assert [item["where"] for item in report["findings"] if item["id"].startswith("unloadable:")] == [FILE]
 

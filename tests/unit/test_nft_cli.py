@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from nft_kernel import load
 
+from tests import reports
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "nft"
 
@@ -35,7 +37,7 @@ def test_it_is_a_filter() -> None:
 def test_as_json() -> None:
     path = GOLDEN / "balancer" / "in.json"
     code, out, _ = call("--format", "json", str(path))
-    found = json.loads(out)
+    found = reports.read(out)
     assert code == 0 and found["blockers"] == []
     change = next(change for change in found["changes"] if change["line"] == 10)
     assert change["rule"] == 'inet lb input ct state new ip saddr 10.0.0.0/16 tcp dport 22 accept comment "operators"'
@@ -52,7 +54,7 @@ def test_what_is_blocked_gives_nothing(name: str) -> None:
     assert (code, out) == (3, "")
     assert f"{path}: object 7: blocked: " in said or f"{path}: object 4: blocked: " in said
     code, out, _ = call("--format", "json", path)
-    found = json.loads(out)
+    found = reports.read(out)
     assert code == 3 and found["ruleset"] == "" and found["changes"] == [] and found["blockers"]
     assert all(blocker["remedy"] for blocker in found["blockers"])
 

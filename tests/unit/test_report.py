@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from cloudinit_conntrack.report import OUTCOME_COLOUR, Report
 from cloudinit_conntrack.state import FileImage, Kernel, LiveRules, Resolution, State
 from cloudinit_conntrack.status import make_status
 from cloudinit_conntrack.verify import Evidence
+from tests import reports
 
 FILE = FileImage(b"")
 ACTIONS = (
@@ -116,24 +117,26 @@ def test_a_message_and_facts() -> None:
 
 
 def test_json() -> None:
-    found = json.loads(report.json_text(report.of_plan(PLAN, "blocked", EVIDENCE)))
+    found = reports.read(report.json_text(report.of_plan(PLAN, "blocked", EVIDENCE)))
     assert list(found) == [
         "schema", "mode", "outcome", "actions", "blockers", "widenings", "findings", "evidence", "facts"]  # fmt: skip
     assert (found["schema"], found["mode"], found["outcome"]) == (1, "unload", "blocked")
-    assert found["actions"][0] == {"id": "file:/a", "verb": "rewrite", "where": "/a", "reason": "one"}
+    told = {"id": "file:/a", "kind": "file", "verb": "rewrite", "where": "/a", "reason": "one", "path": "/a"}
+    image = {"mode": "0644", "uid": 0, "gid": 0, "size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    assert found["actions"][0] == {**told, "before": image, "after": image}
     assert found["blockers"][0] == {"id": "b:1", "where": "here", "reason": "it cannot be", "remedy": "do that"}
     assert found["evidence"][2] == {"id": "c", "holds": None, "what": "who knows"}
     for kind, many in (("actions", 8), ("blockers", 2), ("widenings", 1), ("findings", 1)):
         assert len(found[kind]) == many
         assert all({"id", "reason", "where"} <= set(item) for item in found[kind])
-    assert json.loads(report.json_text(Report("", "failed", message="x")))["message"] == "x"
+    assert reports.read(report.json_text(Report("", "failed", message="x")))["message"] == "x"
 
 
 def test_json_of_bytes_that_are_no_text() -> None:
     where = b"caf\xe9 \xe2\x82\xac".decode("utf-8", "surrogateescape")
     text = report.json_text(Report("", "blocked", blockers=(Item("a", where, "b"),)))
     assert text.encode()
-    assert json.loads(text)["blockers"][0]["where"] == "caf? €"
+    assert reports.read(text)["blockers"][0]["where"] == "caf? €"
 
 
 # --- status ------------------------------------------------------------------------------
@@ -156,13 +159,13 @@ conntrack loaded  mode unload
   entries                12 in this network namespace
   modprobe nf_conntrack  loads (insmod nf_conntrack.ko)
 
+why it is in use
+  nf_conntrack: loaded, in use once  -> modprobe -r nf_conntrack
+  └─ module xt_conntrack, in use once  -> rmmod xt_conntrack
+     └─ iptables-legacy ipv4, table filter
+        └─ INPUT, rule 1: -m state --state NEW -j ACCEPT  -> iptables-legacy -t filter -D INPUT 1
+
 good to know
-  module xt_conntrack
-      xt_conntrack uses nf_conntrack  [nf_conntrack]
-      -> rmmod xt_conntrack
-  iptables-legacy ipv4, table filter, chain INPUT, rule 1
-      -A INPUT -m state --state NEW -j ACCEPT  [xt_conntrack]
-      -> iptables-legacy -t filter -D INPUT 1
   host
       something is odd
 """

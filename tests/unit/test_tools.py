@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ["mypy", "--python-version", "3.11", "tests/upstream"],
         ["mypy", "--python-version", "3.11", "tests/packages"],
         ["mypy", "packages"],
+        ["mypy", "--python-version", "3.11", "website"],
     ],
     ids=" ".join,
 )

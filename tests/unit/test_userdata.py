@@ -310,7 +310,7 @@ def test_json_of_check() -> None:
 
 
 def test_a_node_of_a_stock_image_fits() -> None:
-    """What docs/autoscaling.md says: the gate beside the program, and a group's own script."""
+    """What docs/how-to/autoscaling.md says: the gate beside the program, and a group's own script."""
     node = (ROOT / "examples/autoscaling/stock-node.yaml").read_bytes()
     script = b"  # a script of a kilobyte\n" * 40
     content = made(SECTION, node + b"runcmd:\n- |\n" + script, compress=True)
