@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,10 @@ from bench.kept import ROOT, summary, told
 
 sys.path.insert(0, str(ROOT / "tests" / "cloudinit"))
 
-from chroots import SUITES, make_chroot  # noqa: E402
-from installation import listed_layer, package_layer  # noqa: E402
-from machines import Boot, machine  # noqa: E402
-from stages import seed  # noqa: E402
+from chroots import SUITES, make_chroot
+from installation import listed_layer, package_layer
+from machines import Boot, machine
+from stages import seed
 
 SCRIPTS = {"notrack": recipe.notrack, "stateless": recipe.stateless}
 COUNTS = (1, 8, 64, 512)
@@ -75,8 +76,6 @@ class Layers:
                 boot.run("rm", "-f", "/var/log/cloud-init.log")
                 self.python = boot.run("python3", "--version").split()[1]
                 self.iptables = boot.run("iptables", "--version").strip()
-            import subprocess
-
             subprocess.run(["cp", "-a", f"{made.changed}/.", names[2]], check=True, timeout=60)
         self.all = (names[2], *self.all)
 
@@ -160,7 +159,8 @@ def table(found: dict[str, Any]) -> str:
         "(notrack: four in raw for each port and family; stateless: one deleted and one inserted for each), saves "
         "or edits the files, and proves nothing. Both ends are looked at: the same ports are open, live and saved, and "
         "connections are not tracked. *Ratio*: the recipe's wall time by ours, of each pair; above 1 ours is faster.",
-        "", "| cloud-init | mode | ports | handle() wall | recipe wall | ratio | handle() processor | recipe processor |",
+        "",
+        "| cloud-init | mode | ports | handle() wall | recipe wall | ratio | handle() processor | recipe processor |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in found["rows"]:

@@ -25,8 +25,9 @@ def clocks() -> list[float]:
 
 def handled(text: str) -> tuple[int, list[list[float]]]:
     """cloud-init itself reads, merges and calls; the clocks are looked at around its call of our module."""
-    import cc_conntrack  # cloud-init finds the same one
     from cloudinit.cmd import main
+
+    import cc_conntrack  # cloud-init finds the same one
 
     USER_DATA.write_text(text)
     seen = []

@@ -48,8 +48,8 @@ def stateless(served: Sequence[int]) -> str:
     """Each stateful rule deleted and its successors inserted in its place; sed, modprobe -r, tee."""
     live = [line for command in SAVED for line in _stateless(command, served)]
     return "\n".join([*live, *(_sed(command) for command in SAVED), "modprobe -r nf_conntrack || :",
-                      "printf 'install %s /bin/false\\n' nf_conntrack nf_conntrack_ipv4 nf_conntrack_ipv6 xt_conntrack | "
-                      "tee /etc/modprobe.d/no-conntrack.conf >/dev/null"]) + "\n"
+                      "printf 'install %s /bin/false\\n' nf_conntrack nf_conntrack_ipv4 nf_conntrack_ipv6 xt_conntrack "
+                      "| tee /etc/modprobe.d/no-conntrack.conf >/dev/null"]) + "\n"
 
 
 def _successors(command: str) -> list[str]:
