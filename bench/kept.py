@@ -31,9 +31,9 @@ def told(value: dict[str, float], digits: int) -> str:
     return f"{value['median']:.{digits}f} ({value['least']:.{digits}f} to {value['most']:.{digits}f})"
 
 
-def keep(name: str, found: dict[str, Any], text: str) -> None:
-    """Write ``results/NAME.json`` and ``results/NAME.md``, and print the text."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(text)
+def keep(name: str, found: dict[str, Any], text: str, results: Path = RESULTS) -> None:
+    """Write ``NAME.json`` and ``NAME.md`` into *results*, and print the text."""
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (results / f"{name}.md").write_text(text)
     print(text, end="")

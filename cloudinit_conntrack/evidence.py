@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from . import kmod
 from .errors import HostError
@@ -25,10 +25,9 @@ def gathered(mode: str, block: bool, flows: Iterable[Flow], root: Root, live: bo
         if block:
             found += _blocked(root)
     elif live and mode == "stateless":
-        found += [_unhooked(root), *(_untracked(root, family, "udp", 9, "a probe datagram") for family in FAMILIES)]
+        found += [_unhooked(root), *_untracked(root, [(family, "udp", 9) for family in FAMILIES], "a probe datagram")]
     elif live and mode == "notrack":
-        found += [_untracked(root, family, protocol, port, f"a probe to {protocol} port {port}")
-                  for family, protocol, port in flows]
+        found += _untracked(root, tuple(flows))
     return tuple(found)
 
 
@@ -58,16 +57,19 @@ def _blocked(root: Root) -> list[Evidence]:
     ]
 
 
-def _untracked(root: Root, family: str, protocol: str, port: int, what: str) -> Evidence:
-    key = f"probe:{family}:{protocol}:{port}"
-    if root.read_text("/proc/net/nf_conntrack") is None:
-        return Evidence(key, None, f"{what} over {family}: no conntrack table to look into")
-    from .host import probe  # here: it takes sockets, which mode 'unload' does without
+def _untracked(root: Root, flows: Sequence[Flow], told: str = "") -> Iterator[Evidence]:
+    if not root.exists("/proc/net/nf_conntrack"):
+        answers: Iterable[bool | None] = [None] * len(flows)
+        unknown = "no conntrack table to look into"
+    else:
+        from .host import probe  # here: it takes sockets, which mode 'unload' does without
 
-    tracked = probe.is_tracked(root, family, protocol, port)
-    if tracked is None:
-        return Evidence(key, None, f"{what} over {family}: the probe could not be sent")
-    return Evidence(key, not tracked, f"{what} over {family} {'left an entry' if tracked else 'was not tracked'}")
+        answers, unknown = probe.are_tracked(root, flows), "the probe could not be sent"
+    for (family, protocol, port), tracked in zip(flows, answers):
+        what = f"{told or f'a probe to {protocol} port {port}'} over {family}"
+        found = unknown if tracked is None else ("left an entry" if tracked else "was not tracked")
+        yield Evidence(f"probe:{family}:{protocol}:{port}", None if tracked is None else not tracked,
+                       f"{what}: {found}" if tracked is None else f"{what} {found}")
 
 
 def demand(found: tuple[Evidence, ...]) -> None:

@@ -82,6 +82,14 @@ class Root:
         content = self.read_bytes(path)
         return None if content is None else content.decode("utf-8", "replace")
 
+    def lines(self, path: str) -> Iterator[str]:
+        """The lines of *path*, read one after another: a table of the kernel may be larger than our memory."""
+        with _told(path):
+            opened = self._open_regular(path, follow=True)
+            if opened is not None:
+                with os.fdopen(opened, encoding="utf-8", errors="replace") as file:
+                    yield from file
+
     def exists(self, path: str) -> bool:
         """Whether *path* leads to anything inside the root."""
         return self._stat(path) is not None

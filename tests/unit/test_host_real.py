@@ -141,6 +141,22 @@ def test_entries_of_some_flows_are_deleted_and_no_others(namespace: str) -> None
     ]
 
 
+MANY = """
+import socket
+from cloudinit_conntrack.host.entries import delete_entries, list_entries
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for number in range(300):
+        sender.sendto(b"x", ("127.1.0.%d" % (number % 150), 5300 + number // 150))
+print(delete_entries(lambda e: e.dport == 5300), sorted({e.dport for e in list_entries() if e.protocol == "udp"}))
+"""
+
+
+def test_more_entries_than_one_message_holds_are_deleted_and_no_others(namespace: str) -> None:
+    rules.restore("nft", "ipv4", GOOD.replace("--dport 22", "--dport 22 -m state --state NEW")
+                  .replace(":INPUT DROP", ":INPUT ACCEPT"), namespace)
+    assert inside(namespace, MANY) == "150 [5301]\n"
+
+
 def test_the_netlink_dump_says_what_the_proc_file_says(namespace: str) -> None:
     rules.restore("nft", "ipv4", GOOD.replace("--dport 22", "--dport 22 -m state --state NEW")
                   .replace(":INPUT DROP", ":INPUT ACCEPT"), namespace)
