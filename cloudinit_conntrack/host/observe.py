@@ -7,11 +7,11 @@ what may be missing on a healthy host becomes a note.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, NativeFile, OtherNamespace, Resolution, SavedFile, State, Surroundings
+from ..values import replace
 from .haproxy import haproxy_files
 from .initramfs import observe_initramfs
 from .kernel import observe_kernel
@@ -47,7 +47,8 @@ def observe(
     # The nft files of an image tree are loaded here too, where nothing of it may stay.
     loading, kernels = not (live and looking), root if live else HOST
     before = tuple(module.name for module in all_loaded(kernels)) if loading else ()
-    found = _live(root, names[:resolving]) if live else _image(root, names[:resolving])
+    asked = names[:resolving]
+    found = _live(root, names, asked) if live else _image(root, asked)
     state = replace(found, haproxy=haproxy_files(haproxy, root))
     files = tuple(with_rules(file, root, live, looking) if wanted and wanted(state, file) else file
                   for file in state.native_saved)
@@ -70,11 +71,11 @@ def _image(root: Root, names: tuple[str, ...]) -> State:
                  surroundings=around, shipped=image_dependants(root))
 
 
-def _live(root: Root, names: tuple[str, ...]) -> State:
+def _live(root: Root, names: tuple[str, ...], asked: tuple[str, ...]) -> State:
     around = find_surroundings(root, True)
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
-    resolutions, notes = _resolutions(names, root, True)
+    resolutions, notes = _resolutions(asked, root, True)
     namespaces, unread = _namespaces(kernel, root)
     native, unreadable = native_rules(rules, root)
     return State(kernel, rules, _saved(root, around), root.read_image(BLOCK_PATH), resolutions, namespaces,
