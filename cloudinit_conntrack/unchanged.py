@@ -30,7 +30,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 
 from . import evidence, kmod
 from .errors import ConntrackError
@@ -39,6 +38,7 @@ from .host.root import Root
 from .report import Report, json_text, to_json
 from .said import Item
 from .state import FileImage, Kernel, LiveRules, NativeRules, State, Units
+from .values import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot does without typing

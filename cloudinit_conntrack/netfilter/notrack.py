@@ -11,9 +11,9 @@ Every rule that we add carries our comment; planning strips them and writes them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from ipaddress import ip_network
 
+from ..values import replace
 from . import stateful
 from .bypass import OWNER, TAG, Bypass, Flow, is_own
 from .commands import NUMBERED, SAVE_FIRST, shifted
