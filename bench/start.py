@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ print(json.dumps(found))
 """
 
 
-def measured(mode: str, count: int, package: str, files: Path, rounds: int) -> dict[str, list[list[float]]]:
-    """(wall, processor) seconds and MiB of each command, on a host of its own that is as desired."""
+@contextmanager
+def host(mode: str, count: int, files: Path) -> Iterator[Machine]:
+    """A host with rules for *count* ports, live and saved, and a section for it in ``section.yaml``."""
     served = recipe.ports(count)
     place = Namespace("host")
     try:
@@ -57,17 +59,32 @@ def measured(mode: str, count: int, package: str, files: Path, rounds: int) -> d
             text = recipe.rules(command, served)
             place.load_rules(text, "nft", family)
             machine.put(SAVED[family], text)
-        config = files / "section.yaml"
         section = {"mode": mode, "flows": {"frontends": served}}
-        config.write_text(json.dumps({"conntrack": section}))
-        in_host(machine, PYTHON, "-I", package, "apply", "-c", str(config))
-        verbs: dict[str, Sequence[str]] = {verb: (PYTHON, "-I", package, verb) for verb in ("status", "plan", "verify")}
-        commands = {**verbs, "by hand": ("sh", "-c", BY_HAND), "bare": (PYTHON, "-I", "-c", "pass")}
-        words = (PYTHON, "-I", "-c", TURN, json.dumps(commands))
-        turns = [json.loads(in_host(machine, *words)) for _ in range(rounds + 1)][1:]  # the first warms up
-        return {name: [turn[name] for turn in turns] for name in commands}
+        (files / "section.yaml").write_text(json.dumps({"conntrack": section}))
+        yield machine
     finally:
         place.close()
+
+
+def applying(package: str, files: Path) -> Sequence[str]:
+    """The first apply."""
+    return (PYTHON, "-I", package, "apply", "-c", str(files / "section.yaml"))
+
+
+def turn(machine: Machine, commands: dict[str, Sequence[str]]) -> dict[str, list[float]]:
+    """(wall, processor) seconds and MiB of each command, once."""
+    found: dict[str, list[float]] = json.loads(in_host(machine, PYTHON, "-I", "-c", TURN, json.dumps(commands)))
+    return found
+
+
+def measured(mode: str, count: int, package: str, files: Path, rounds: int) -> dict[str, list[list[float]]]:
+    """What :func:`turn` gives for each command, on a host of its own that is as desired."""
+    with host(mode, count, files) as machine:
+        in_host(machine, *applying(package, files))
+        verbs: dict[str, Sequence[str]] = {verb: (PYTHON, "-I", package, verb) for verb in ("status", "plan", "verify")}
+        commands = {**verbs, "by hand": ("sh", "-c", BY_HAND), "bare": (PYTHON, "-I", "-c", "pass")}
+        turns = [turn(machine, commands) for _ in range(rounds + 1)][1:]  # the first warms up
+        return {name: [one[name] for one in turns] for name in commands}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -76,10 +93,11 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "# Start: status, plan, verify beside looking by hand", "",
         f"Python {about['python']}, Linux {about['kernel']}, {about['processors']} processors. Load "
-        f"{about['load']:.1f} at the start, {about['date']}; medians of {found['rounds']} rounds in an order of chance (least to most), "
-        "children included. Memory: the largest single process of the command, children too (`ru_maxrss`). *By hand*: "
-        "`iptables-save`, `ip6tables-save` and `lsmod`, one after another, which judge nothing. *Bare*: "
-        "`python3 -I -c pass`. The hosts are as desired; the rules are iptables-nft's, of both families.",
+        f"{about['load']:.1f} at the start, {about['date']}; medians of {found['rounds']} rounds in an order of chance "
+        "(least to most), children included. Memory: the largest single process of the command, children too "
+        "(`ru_maxrss`). *By hand*: `iptables-save`, `ip6tables-save` and `lsmod`, one after another, which judge "
+        "nothing. *Bare*: `python3 -I -c pass`. The hosts are as desired; the rules are iptables-nft's, of both "
+        "families.",
         "", "| mode | ports | command | wall ms | processor ms | MiB |", "|---|---:|---|---:|---:|---:|",
     ]
     for row in found["rows"]:
