@@ -111,13 +111,14 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--rounds", type=int, default=ROUNDS)
     words.add_argument("--ports", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
+    words.add_argument("--modes", type=lambda text: tuple(text.split(",")), default=MODES)
     words.add_argument("--results", type=Path, default=kept.RESULTS)
     options = words.parse_args()
     found: dict[str, Any] = {"machine": boot.machine(), "rounds": options.rounds, "rows": []}
     with tempfile.TemporaryDirectory() as place, mount_points():
         base = Path(place)
         package = boot.installed(base)
-        for mode in MODES:
+        for mode in options.modes:
             for count in options.ports:
                 files = base / f"{mode}-{count}"
                 files.mkdir()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import boot, kept
-from bench.kept import summary, told
+from bench.kept import seconds, summary, told
 from tests.guest import guest_image, layer, seed_case
 from tests.guest.full_guest import FullGuest
 from tests.netns.applying import mount_points
@@ -24,15 +24,6 @@ from tests.netns.applying import mount_points
 UNIT = "cloudinit-conntrack.service"
 BOOTS = 5
 SHOW = f"systemctl show {UNIT} -p Result,ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic,CPUUsageNSec"
-_TOOK = re.compile(r"(?:(\d+)min )?(?:([\d.]+)s)?(?:([\d.]+)ms)?$")
-
-
-def seconds(text: str) -> float:
-    """``1min 2.345s``, ``2.345s`` or ``345ms`` as systemd-analyze writes it, in seconds."""
-    found = _TOOK.match(text.strip())
-    assert found is not None and text.strip(), text
-    minutes, whole, thousandths = (float(part or 0) for part in found.groups())
-    return 60 * minutes + whole + thousandths / 1000
 
 
 def looked(guest: FullGuest) -> dict[str, Any]:
