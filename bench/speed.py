@@ -23,7 +23,7 @@ from bench.start import applying, host, turn
 from tests.netns.applying import mount_points
 
 MODES = ("notrack", "stateless")
-SIZES = (1, 64, 512)
+SIZES = (1, 64)
 ROUNDS = 9
 SIDES = ("before", "after")
 
