@@ -51,9 +51,20 @@ guests: prepare ## full guests of Debian 11, 12 and 13: nine boots, half an hour
 image: prepare ## bake a Debian 12 image by Packer's qemu builder, boot two clones (build/image; a quarter of an hour)
 	IMAGE=build/image $(PYTEST) -s tests/guest/test_image.py
 
-bench: prepare ## the rewrite beside the kernel's own loader; a boot with nothing to do
+bench: prepare .venv-bench/made ## what conntrack costs a balancer, and what this program takes; results and plots
 	.venv/bin/python -m bench.rewrite
 	.venv/bin/python -m bench.boot
+	.venv/bin/python -m bench.effect
+	.venv/bin/python -m bench.memory
+	.venv/bin/python -m bench.start
+	.venv/bin/python -m bench.handle
+	.venv/bin/python -m bench.unit
+	.venv-bench/bin/python -m bench.plots
+
+.venv-bench/made: bench/requirements.txt
+	/usr/bin/python3 -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 lockout: prepare ## COUNT generated rule-sets (500): ssh works before, and after apply and revert
 	.venv/bin/python -m tests.netns.lockout $(or $(COUNT),500)
@@ -76,4 +87,4 @@ autoscaling: prepare ## the templates of examples/autoscaling, by cfn-lint, moto
 	AUTOSCALING=1 $(PYTEST) tests/guest/test_full_gate.py
 
 clean: ## remove what was built
-	rm -rf .venv .venv-autoscaling build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-autoscaling .venv-bench build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

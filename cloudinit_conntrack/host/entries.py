@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from ..errors import HostError
@@ -24,15 +24,18 @@ _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x01, 0x04, 0x300, 0x10
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18  # CTA_*
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
-_ADDRESSES = {1: "src", 2: "dst", 3: "src", 4: "dst"}  # CTA_IP_V4_SRC, ..., CTA_IP_V6_DST
-_PORTS = {2: "sport", 3: "dport"}
+_ADDRESSES = ((1, 3), (2, 4))  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; CTA_IP_V4_DST, CTA_IP_V6_DST
+_NUMBER, _PORTS = 1, (2, 3)  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
+_HEAD, _FAMILY, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
+_NESTED = 0x8000
 _TYPE = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-_FAMILIES = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
+_FAMILIES: dict[int, str] = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp",
               136: "udplite"}
 _GONE = (2, 16)  # ENOENT: it ended meanwhile; EBUSY: handed to hardware, it goes by itself
 _SECONDS = 15.0
 _PASSES = 3
+_TOGETHER = 64  # deletions in one message to the kernel: a full table has half a million
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def delete_entries(predicate: Callable[[Entry], bool]) -> int:
     with _Netlink() as link:
         for _ in range(_PASSES):
             chosen = [(entry, raw) for entry, raw in link.dump() if predicate(entry)]
-            deleted += sum(link.delete(entry, raw) for entry, raw in chosen)
+            deleted += sum(link.delete(chosen[first:first + _TOGETHER]) for first in range(0, len(chosen), _TOGETHER))
             if not chosen:
                 break
     return deleted
@@ -154,87 +157,90 @@ class _Netlink:
 
     def dump(self) -> Iterator[tuple[Entry, bytes]]:
         """Every entry, with the attributes that name it to :meth:`delete`."""
-        for kind, body in self._ask(_GET, _DUMP, socket.AF_UNSPEC, b""):
+        for kind, body in self._ask(_GET, _DUMP, [(socket.AF_UNSPEC, b"")]):
             found = _entry(body) if kind >> 8 == 1 else None
             if found:
                 yield found
 
-    def delete(self, entry: Entry, raw: bytes) -> bool:
-        """Whether the entry that *raw* names is deleted; not when it was gone already."""
-        family = next(number for number, name in _FAMILIES.items() if name == entry.family)
-        for kind, body in self._ask(_DELETE, _ACK, family, raw):
-            if kind == _ERROR:
-                return _code(body) == 0
-        return False
+    def delete(self, chosen: Sequence[tuple[Entry, bytes]]) -> int:
+        """How many of the entries that :meth:`dump` gave are deleted; not those that were gone already."""
+        numbers = {name: number for number, name in _FAMILIES.items()}
+        requests = [(numbers[entry.family], raw) for entry, raw in chosen]
+        return sum(kind == _ERROR and _code(body) == 0 for kind, body in self._ask(_DELETE, _ACK, requests))
 
-    def _ask(self, kind: int, flags: int, family: int, attributes: bytes) -> Iterator[tuple[int, bytes]]:
-        """The messages that answer one request, up to the end of a dump or the acknowledgement."""
-        self._number += 1
-        body = struct.pack("=BBH", family, 0, 0) + attributes
-        head = struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, self._number, 0)
+    def _ask(self, kind: int, flags: int, requests: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """The messages that answer *requests* (family, attributes), up to the last's end or acknowledgement."""
+        first = self._number + 1
+        self._number += len(requests)
+        sent = [_HEAD.pack(20 + len(attributes), kind, _REQUEST | flags, number, 0)
+                + _FAMILY.pack(family, 0, 0) + attributes
+                for number, (family, attributes) in enumerate(requests, first)]  # fmt: skip
+        left = len(requests)
         try:
-            self._socket.sendall(head + body)
-            while True:
+            self._socket.sendall(b"".join(sent))
+            while left:
                 for answer, number, content in _messages(self._socket.recv(1 << 18)):
-                    if number != self._number:
+                    if number < first:
                         continue
                     if answer == _ERROR and _code(content) not in (0, *_GONE):
                         raise OSError(_code(content), "ctnetlink refused the request")
                     yield answer, content
-                    if answer in (_ERROR, _DONE):
-                        return
+                    left -= answer in (_ERROR, _DONE)
         except OSError as error:
             raise HostError(f"conntrack entries: {error}", "netlink", "see dmesg; is this root?") from error
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    while len(data) >= 16:
-        length, kind, _, number, _ = struct.unpack_from("=IHHII", data)
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, _, number, _ = _HEAD.unpack_from(data, at)
         if length < 16:
             return
-        yield kind, number, data[16:length]
-        data = data[(length + 3) & ~3:]
+        yield kind, number, data[at + 16:at + length]
+        at += (length + 3) & ~3
 
 
 def _code(body: bytes) -> int:
     return -int(struct.unpack_from("=i", body)[0])
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Type, value and the whole of each attribute."""
-    at = 0
+def _attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
+    """Type and value of each attribute from *at* on."""
+    found: dict[int, bytes] = {}
     while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < 4:
-            return
-        whole = data[at:at + length]
-        yield kind & _TYPE, whole[4:], whole + b"\0" * (-length % 4)
+            break
+        found[kind & _TYPE] = data[at + 4:at + length]
         at += (length + 3) & ~3
+    return found
 
 
 def _entry(body: bytes) -> tuple[Entry, bytes] | None:
-    family = _FAMILIES.get(socket.AddressFamily(body[0])) if body[0] in tuple(_FAMILIES) else None
-    found = {kind: (value, whole) for kind, value, whole in _attributes(body[4:])}
+    family = _FAMILIES.get(body[0])
+    found = _attributes(body, 4)
     if family is None or _TUPLE_ORIG not in found or _TUPLE_REPLY not in found:
         return None
-    protocol, original = _tuple(found[_TUPLE_ORIG][0])
-    _, reply = _tuple(found[_TUPLE_REPLY][0])
+    protocol, original = _tuple(found[_TUPLE_ORIG])
+    _, reply = _tuple(found[_TUPLE_REPLY])
     # The original tuple as the kernel wrote it; the id, so that a successor is not hit.
-    raw = b"".join(found[kind][1] for kind in (_TUPLE_ORIG, _ID, _ZONE) if kind in found)
+    raw = _whole(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG])
+    raw += b"".join(_whole(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
     return Entry(family, _protocol(protocol), original, reply), raw
 
 
+def _whole(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
 def _tuple(data: bytes) -> tuple[int, Direction]:
-    protocol = 0
-    addresses: dict[str, str] = {"src": "", "dst": ""}
-    ports: dict[str, int] = {}
-    for kind, value, _ in _attributes(data):
-        for inner, content, _ in _attributes(value):
-            if kind == _TUPLE_IP and inner in _ADDRESSES:
-                addresses[_ADDRESSES[inner]] = str(ipaddress.ip_address(content))
-            elif kind == _TUPLE_PROTO and inner == 1:
-                protocol = content[0]
-            elif kind == _TUPLE_PROTO and inner in _PORTS:
-                ports[_PORTS[inner]] = struct.unpack(">H", content[:2])[0]
-    sport, dport = ports.get("sport", 0), ports.get("dport", 0)
-    return protocol, Direction(addresses["src"], addresses["dst"], sport, dport)
+    parts = _attributes(data)
+    ends, ports = _attributes(parts.get(_TUPLE_IP, b"")), _attributes(parts.get(_TUPLE_PROTO, b""))
+    src, dst = (_address(ends.get(four) or ends.get(six, b"")) for four, six in _ADDRESSES)
+    sport, dport = (int.from_bytes(ports.get(kind, b"")[:2], "big") for kind in _PORTS)
+    return ports.get(_NUMBER, b"\0")[0], Direction(src, dst, sport, dport)
+
+
+def _address(value: bytes) -> str:
+    family = {4: socket.AF_INET, 16: socket.AF_INET6}.get(len(value))
+    return socket.inet_ntop(family, value) if family else ""

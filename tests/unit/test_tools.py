@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ["mypy", "--python-version", "3.11", "tests/unit"],
         ["mypy", "--python-version", "3.11", "tests/netns"],
         ["mypy", "--python-version", "3.11", "tests/guest"],
+        ["mypy", "--python-version", "3.11", "tests/effect"],
         ["mypy", "--python-version", "3.11", "tests/upstream"],
         ["mypy", "--python-version", "3.11", "tests/packages"],
         ["mypy", "packages"],
