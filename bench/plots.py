@@ -140,9 +140,9 @@ def handle(found: dict[str, Any]) -> Figure:
         ports = [row["ports"] for row in rows]
         for side, name, colour, shape in (("recipe", "shell recipe", ORANGE, "^"), ("handle", "handle()", BLUE, "D")):
             walls = [row[side]["wall"] for row in rows]
-            spread = [[wall["median"] - wall["least"] for wall in walls], [wall["most"] - wall["median"] for wall in walls]]
-            axes.errorbar(ports, [wall["median"] for wall in walls], spread, color=colour, marker=shape, capsize=3,
-                          label=name)  # fmt: skip
+            below, above = zip(*((w["median"] - w["least"], w["most"] - w["median"]) for w in walls))
+            axes.errorbar(ports, [wall["median"] for wall in walls], (below, above), color=colour, marker=shape,
+                          capsize=3, label=name)  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(ports, [str(port) for port in ports])
