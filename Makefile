@@ -43,7 +43,7 @@ cloudinit: prepare ## the four real versions of cloud-init
 	$(TOGETHER) tests/cloudinit
 
 guest: prepare ## real modules in guests: user-mode Linux, and Debian's kernels 5.10 to the newest in QEMU
-	$(TOGETHER) tests/guest
+	KERNELS=all $(TOGETHER) tests/guest
 
 guests: prepare ## full guests of Debian 11, 12 and 13: nine boots, half an hour
 	FULL_GUESTS=all $(PYTEST) tests/guest/test_full_debians.py

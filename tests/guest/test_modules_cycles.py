@@ -10,7 +10,7 @@ import pytest
 from .balancer import Story, assert_same, run_balancer
 from .later import Later
 
-TIMES = int(os.environ.get("SOAK", "20"))
+TIMES = int(os.environ.get("SOAK", "10"))
 SETTLED = 5  # cycles, after which nothing is to grow any more
 ROOM = 4096  # KiB that memory may still move: the allocators' pages, where the objects are as many as before
 
