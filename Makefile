@@ -56,6 +56,9 @@ bench: prepare .venv-bench/made ## what conntrack costs a balancer, and what thi
 	.venv/bin/python -m bench.boot
 	.venv/bin/python -m bench.effect
 	.venv/bin/python -m bench.memory
+	.venv/bin/python -m bench.start
+	.venv/bin/python -m bench.handle
+	.venv/bin/python -m bench.unit
 	.venv-bench/bin/python -m bench.plots
 
 .venv-bench/made: bench/requirements.txt

@@ -178,6 +178,7 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=ROUNDS)
     words.add_argument("--ports", type=lambda text: tuple(map(int, text.split(","))), default=COUNTS)
     words.add_argument("--versions", type=lambda text: tuple(text.split(",")), default=VERSIONS)
+    words.add_argument("--modes", type=lambda text: tuple(text.split(",")), default=tuple(SCRIPTS))
     words.add_argument("--results", type=Path, default=kept.RESULTS)
     options = words.parse_args()
     found: dict[str, Any] = {"machine": kept.machine(""), "versions": {}, "rows": []}
@@ -185,7 +186,7 @@ def main() -> None:
         for version in options.versions:
             layers = Layers(version, Path(place))
             found["versions"][version] = {"python": layers.python, "iptables": layers.iptables}
-            for mode in SCRIPTS:
+            for mode in options.modes:
                 for count in options.ports:
                     rounds = min(options.rounds, FEW) if count > 100 else options.rounds
                     found["rows"].append({"version": version, **measured(layers, mode, count, rounds)})

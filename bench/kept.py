@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+_TOOK = re.compile(r"(?:(\d+)min )?(?:([\d.]+)s)?(?:([\d.]+)ms)?$")
 
 
 def machine(python: str) -> dict[str, Any]:
@@ -29,6 +31,14 @@ def summary(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
 def told(value: dict[str, float], digits: int) -> str:
     """A :func:`summary` for a reader."""
     return f"{value['median']:.{digits}f} ({value['least']:.{digits}f} to {value['most']:.{digits}f})"
+
+
+def seconds(text: str) -> float:
+    """``1min 2.345s``, ``2.345s`` or ``345ms`` as systemd-analyze writes it, in seconds."""
+    found = _TOOK.match(text.strip())
+    assert found is not None and text.strip(), text
+    minutes, whole, thousandths = (float(part or 0) for part in found.groups())
+    return 60 * minutes + whole + thousandths / 1000
 
 
 def keep(name: str, found: dict[str, Any], text: str, results: Path = RESULTS) -> None:

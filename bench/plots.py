@@ -132,7 +132,95 @@ def memory(found: dict[str, Any]) -> Figure:
     return figure
 
 
-PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {"effect": effect, "memory": memory}
+def handle(found: dict[str, Any]) -> Figure:
+    """Wall time over the number of ports, ours and the recipe's, one panel for each version and mode."""
+    panels: dict[tuple[str, str], list[Cell]] = {}
+    for row in found["rows"]:
+        panels.setdefault((row["version"], row["mode"]), []).append(row)
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, ((version, mode), rows) in zip(all_axes, panels.items()):
+        ports = [row["ports"] for row in rows]
+        for side, name, colour, shape in (("recipe", "shell recipe", ORANGE, "^"), ("handle", "handle()", BLUE, "D")):
+            walls = [row[side]["wall"] for row in rows]
+            below, above = zip(*((w["median"] - w["least"], w["most"] - w["median"]) for w in walls))
+            axes.errorbar(ports, [wall["median"] for wall in walls], (below, above), color=colour, marker=shape,
+                          capsize=3, label=name)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(ports, [str(port) for port in ports])
+        axes.set_xlabel("ports")
+        axes.grid(color="#dddddd")
+        axes.set_title(f"cloud-init {version}, {mode}", fontsize=9, loc="left")
+    all_axes[0].set_ylabel("wall time, ms (least to most)")
+    all_axes[0].legend(frameon=False)
+    return figure
+
+
+def start(found: dict[str, Any]) -> Figure:
+    """Wall time and memory of each command."""
+    rows = [row for row in found["rows"] if row["command"] != "bare"]
+    figure = Figure(figsize=(9, 1.2 + 0.25 * len(rows)), layout="constrained")
+    for axes, key, title, goal in zip(figure.subplots(1, 2, sharey=True), ("wall", "mib"),
+                                      ("wall time, ms", "largest process, MiB"), (250, 40)):
+        _bars(axes, rows, key)
+        axes.axvline(goal, color=GREEN, linestyle="--", linewidth=1)
+        axes.set_title(f"{title}; dashed: the goal for verify", fontsize=9, loc="left")
+    return figure
+
+
+def unit(found: dict[str, Any]) -> Figure:
+    """The unit in its guest, and the same command outside."""
+    outside = found["outside"]["boot"]
+    rows = [{"command": name, "shown": value} for name, value in (
+        ("blame, in the guest", found["blame"]), ("processor, in the guest", found["cpu"]),
+        ("wall, outside", outside["wall"]), ("processor, outside", outside["cpu"]))]
+    figure = Figure(figsize=(7, 2.2), layout="constrained")
+    axes = figure.subplots()
+    _bars(axes, rows, "shown")
+    axes.set_xscale("log")
+    axes.set_title("The boot service with nothing to do, ms; the guest is user-mode Linux", fontsize=9, loc="left")
+    return figure
+
+
+def speed(found: dict[str, Any]) -> Figure:
+    """Processor time before and after, and what it is divided by."""
+    rows = found["rows"]
+    figure = Figure(figsize=(7, 1.2 + 0.25 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(rows):
+        before, after = (row["cpu"][side]["median"] for side in ("before", "after"))
+        axes.plot([before, after], [at, at], color=GREY, linewidth=1)
+        axes.plot([before], [at], color=ORANGE, marker="^")
+        axes.plot([after], [at], color=BLUE, marker="D")
+        axes.annotate(f"{row['cpu']['ratio']['median']:.1f} times", (max(before, after), at), xytext=(8, 0),
+                      textcoords="offset points", va="center")  # fmt: skip
+    axes.set_yticks(range(len(rows)), [f"{row['mode']}, {row['ports']} ports: {row['command']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.2)
+    axes.set_title("Processor time, ms: before (triangle) and after (diamond)", fontsize=9, loc="left")
+    return figure
+
+
+def _bars(axes: Axes, rows: list[Cell], key: str) -> None:
+    """A bar for each row, least to most; ours are blue."""
+    for at, row in enumerate(rows):
+        value = row[key]
+        spread = [[value["median"] - value["least"]], [value["most"] - value["median"]]]
+        axes.barh(at, value["median"], color=GREY if row["command"] == "by hand" else BLUE, height=0.6, xerr=spread,
+                  capsize=3)  # fmt: skip
+        axes.annotate(f"{value['median']:,.0f}", (value["most"], at), xytext=(5, 0), textcoords="offset points",
+                      va="center")  # fmt: skip
+    names = [f"{row['mode']}, {row['ports']} ports: " if "ports" in row else "" for row in rows]
+    axes.set_yticks(range(len(rows)), [name + row["command"] for name, row in zip(names, rows)])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.15)
+
+
+PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
+    "effect": effect, "memory": memory, "handle": handle, "start": start, "unit": unit, "speed": speed}
 
 
 def draw(name: str, place: Path = RESULTS) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import replace
 from typing import Callable, NoReturn
 
 from . import __version__, lastgood, report, transaction, verify
@@ -17,6 +16,7 @@ from .host.stamp import clock, run_since
 from .plan import Item, make_plan
 from .report import Report
 from .run import applied, kept, mode_of
+from .values import replace
 
 DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"

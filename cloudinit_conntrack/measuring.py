@@ -18,7 +18,6 @@ from .host import inputs, journalfile, pending, service, stamp, tracking
 from .host.kernel import observe_kernel
 from .host.root import Root
 from .metrics import LastRun, Measured, Standing, exposition
-from .plan import make_plan
 
 Found = TypeVar("Found")
 
@@ -78,8 +77,8 @@ def _desired(root: Root, section: object) -> Desired | None:
 
 
 def _standing(desired: Desired, root: Root) -> Standing:
-    plan = make_plan(desired, verify.observed(desired, root, True))
-    found = verify.Verified(plan, verify.evidence(desired, plan, root, True))
+    found = verify.look(desired, root, True)
+    plan = found.plan
     verified = found.holds and not lastgood.standing(root)
     return Standing(plan.mode, len(plan.actions), len(plan.blockers), tuple(e.holds for e in found.evidence), verified)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 from . import lastgood, transaction, unchanged
@@ -12,12 +11,13 @@ from .errors import ConntrackError, HostError, words_of
 from .host import journalfile
 from .host.root import Root
 from .host.stamp import clock, run_since
-from .plan import Item, make_plan
+from .plan import Item
 from .planning.nativefiles import to_list
 from .report import Report, json_text, of_plan
 from .state import FileImage
 from .transaction import Progress
-from .verify import probed
+from .values import replace
+from .verify import Verified, probed
 
 _NO_MEMORY = "free some memory and run again"
 
@@ -32,8 +32,10 @@ def applied(
     """
     error: ConntrackError | None = None
     began = clock()
+    verified: Verified | None = None
     try:
         outcome = transaction.apply(desired, section, root, live, progress, confirm)
+        verified = outcome.verified
         report = _with_notes(of_plan(outcome.plan, outcome.outcome, outcome.evidence), (*notes, *outcome.notes))
         if outcome.outcome == "unconfirmed":
             told = f"undone in {confirm:g} seconds, unless 'cloudinit-conntrack confirm' comes over a new connection"
@@ -44,8 +46,8 @@ def applied(
     if not live:
         return report, error
     report, error = _settled(report, error, root)
-    if desired.persist and error is None and report.outcome in ("done", "nothing-to-do"):
-        _remember(desired, section, root)
+    if desired.persist and verified is not None and error is None and report.outcome in ("done", "nothing-to-do"):
+        _remember(desired, section, verified, root)
     return kept(report, root, began), error
 
 
@@ -84,20 +86,16 @@ def _settled(report: Report, error: ConntrackError | None, root: Root) -> tuple[
     return replace(report, outcome="failed", message=str(error)), error
 
 
-def _remember(desired: Desired, section: object, root: Root) -> None:
-    """Plan once more, and write down for the next boot what an empty plan has seen.  It saves time only."""
-    extra, haproxy = desired.modules.extra, desired.flows.haproxy_cfg
+def _remember(desired: Desired, section: object, verified: Verified, root: Root) -> None:
+    """Write down for the next boot what the empty plan has seen.  It saves time only."""
+    plan, state = verified.plan, verified.state
+    if not plan.empty or any(map(partial(to_list(desired), state), state.native_saved)):
+        return  # what such a file loads is not in the state: it has to be loaded each time
     with suppress(ConntrackError, MemoryError), journalfile.alone(root):
-        if journalfile.kept_desired(root) != section:
-            return
-        state = unchanged.seen(root, extra, haproxy)
-        if any(map(partial(to_list(desired), state), state.native_saved)):
-            return  # what such a file loads is not in the state: it has to be loaded each time
-        units = unchanged.Asked(**vars(state.surroundings.units))
-        plan = make_plan(desired, replace(state, surroundings=replace(state.surroundings, units=units)))
-        if plan.empty:
+        if journalfile.kept_desired(root) == section:
             run = {"mode": plan.mode, "block": desired.modules.block, "flows": probed(plan.flows)}
-            unchanged.remember(state, of_plan(plan, "nothing-to-do"), run, extra, haproxy, units.names, root)
+            unchanged.remember(state, of_plan(plan, "nothing-to-do"), run, desired.modules.extra,
+                               desired.flows.haproxy_cfg, root)
 
 
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:

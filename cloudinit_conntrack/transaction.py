@@ -7,7 +7,6 @@ the rest.  Actions look before they act, so doing or undoing one twice does no h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Callable
 
 from . import journal, perform, verify
@@ -21,7 +20,8 @@ from .journal import Entry
 from .plan import Plan, make_plan
 from .rehearsal import rehearsed
 from .state import FileImage
-from .verify import Before, Evidence
+from .values import dataclass, replace
+from .verify import Before, Evidence, Verified
 
 Progress = Callable[[str], None]
 _OF_IMAGE = "an apply that came with the image is undone in its files; live rules and modules follow at the next boot"
@@ -31,12 +31,16 @@ _FAILURES = (ConntrackError, OSError, MemoryError)
 
 @dataclass(frozen=True)
 class Applied:
-    """What an apply did.  *outcome* is ``done``, ``nothing-to-do`` or ``blocked``; *notes* are for the operator."""
+    """What an apply did.  *outcome* is ``done``, ``nothing-to-do`` or ``blocked``; *notes* are for the operator.
+
+    *verified* is the empty plan in which it ended, and what that was made for.
+    """
 
     outcome: str
     plan: Plan
     evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def apply(
             evidence = verify.evidence(desired, plan, root, live)
             verify.demand(evidence)
             _keep(desired, section, root)
-            return Applied("nothing-to-do", plan, evidence, notes)
+            return Applied("nothing-to-do", plan, evidence, notes, Verified(plan, evidence, state))
         kernels = root if live else HOST  # an image tree's rules are tried on this machine
         loaded = perform.loaded_modules(kernels)
         try:
@@ -78,13 +82,13 @@ def apply(
             modules.unload_strays(loaded, None, kernels)
         reached = verify.before_apply(desired, plan, state, root) if live else Before()
         found = _perform(desired, section, plan, before, reached, root, live, progress, confirm)
-        return Applied("unconfirmed" if confirm else "done", plan, found, notes)
+        return Applied("unconfirmed" if confirm else "done", plan, found.evidence, notes, found)
 
 
 def _perform(
     desired: Desired, section: object, plan: Plan, before: tuple[str, ...], reached: Before, root: Root, live: bool,
     progress: Progress, confirm: float,
-) -> tuple[Evidence, ...]:
+) -> Verified:
     entries = journalfile.read(root)
     number = max((e.number for e in entries), default=0) + 1
     kept = root.read_image(journalfile.DESIRED)
@@ -101,7 +105,7 @@ def _perform(
             journalfile.append(root, journal.intent(number, len(begun)))
             begun.append(action)
             perform.perform(action, root)
-        evidence = verify.after_apply(desired, root, live, reached)
+        found = verify.after_apply(desired, root, live, reached)
         _keep(desired, section, root)
         if confirm:
             pending.write(root, replace(waiting, since=pending.now(), until=pending.now() + confirm))
@@ -113,7 +117,7 @@ def _perform(
             raise
         _roll_back(error, Entry(number, "", plan.mode, before, tuple(begun)), kept, root, progress)
         raise
-    return evidence
+    return found
 
 
 def _keep(desired: Desired, section: object, root: Root) -> None:

@@ -10,7 +10,8 @@ is taken out of it, and why that is safe:
 
 - counters of rules, and the times in the comments of a save: no plan looks at them;
 - access times of files: what is put back has them, and an empty plan puts nothing back;
-- ``kernel.entries`` and ``resolutions``: ``status`` alone shows them;
+- ``kernel.entries`` and ``resolutions``: ``status`` alone shows them, and no plan looks at a
+  note that there are none;
 - modules that have nothing to do with conntrack, since ``kmod`` picks these out of the list
   before anything is decided, and ``ipv6`` counts every socket;
 - of the units those that planning did not ask for: what it asked for is written down, and with
@@ -29,7 +30,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 
 from . import evidence, kmod
 from .errors import ConntrackError
@@ -39,6 +39,7 @@ from .host.stamp import clock, run_since
 from .report import Report, json_text, to_json
 from .said import Item
 from .state import FileImage, Kernel, LiveRules, NativeRules, State, Units
+from .values import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot does without typing
@@ -62,7 +63,7 @@ class Asked(Units):
 
 def seen(root: Root, extra: Iterable[str], haproxy: Iterable[str]) -> State:
     """The host as planning sees it."""
-    return observe.observe(root, True, extra, haproxy, looking=False, resolving=False)
+    return observe.observe(root, True, extra, haproxy, looking=False, resolving=0)
 
 
 def nothing_to_do(root: Root) -> Report | None:
@@ -93,11 +94,11 @@ def _told(run: dict[str, Any], began: float, root: Root) -> Report | None:
 
 
 def remember(
-    state: State, report: Report, run: dict[str, Any], extra: Sequence[str], haproxy: Sequence[str],
-    asked: Iterable[str], root: Root,
+    state: State, report: Report, run: dict[str, Any], extra: Sequence[str], haproxy: Sequence[str], root: Root,
 ) -> None:
     """Write down that the plan for *state* was empty: *report* is what it said, *run* what its evidence needs."""
-    ground, names = seenfile.ground(root), sorted(asked)
+    ground, units = seenfile.ground(root), state.surroundings.units
+    names = sorted(units.names if isinstance(units, Asked) else ())
     if not ground:
         return
     known = seenfile.read(root)
@@ -126,6 +127,7 @@ def key_of(state: State, extra: Iterable[str], asked: Iterable[str]) -> str:
         saved=tuple(replace(file, image=_still(file.image)) for file in state.saved),
         native_saved=tuple(replace(file, image=_still(file.image)) for file in state.native_saved),
         block=state.block and _still(state.block), resolutions=(), boot=boot,
+        notes=tuple(note for note in state.notes if not note.startswith(observe.UNANSWERED)),
         native=state.native and NativeRules(_settled_text(state.native.listing)),
         surroundings=replace(state.surroundings, units=Units(), files=files),
     )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from .config import Desired, Flows
 from .errors import HostError
 from .evidence import FAMILIES, Flow, demand, gathered
@@ -16,6 +14,8 @@ from .plan import Plan, make_plan
 from .planning.nativefiles import to_list
 from .said import Evidence
 from .state import State
+from .unchanged import Asked
+from .values import dataclass, field, replace
 
 __all__ = ["Before", "Evidence", "Verified", "after_apply", "before_apply", "demand", "evidence", "look", "observed",
            "probed"]
@@ -31,6 +31,7 @@ class Verified:
 
     plan: Plan
     evidence: tuple[Evidence, ...]
+    state: State  # the plan's
 
     @property
     def holds(self) -> bool:
@@ -40,13 +41,20 @@ class Verified:
 
 def look(desired: Desired, root: Root, live: bool) -> Verified:
     """Observe *root* afresh, plan again, and ask the kernel.  Changes nothing and loads nothing."""
-    plan = make_plan(desired, observed(desired, root, live))
-    return Verified(plan, evidence(desired, plan, root, live))
+    state = observed(desired, root, live)
+    plan = make_plan(desired, state)
+    return Verified(plan, evidence(desired, plan, root, live), state)
 
 
 def observed(desired: Desired, root: Root, live: bool, looking: bool = True) -> State:
-    """The host, those of its files that *desired* names, and what of its saved rules it has to know."""
-    return observe.observe(root, live, desired.modules.extra, desired.flows.haproxy_cfg, to_list(desired), looking)
+    """The host, those of its files that *desired* names, and what of its saved rules it has to know.
+
+    The units write down which of them are asked for, see :mod:`.unchanged`.
+    """
+    state = observe.observe(root, live, desired.modules.extra, desired.flows.haproxy_cfg, to_list(desired), looking,
+                            resolving=1)
+    units = Asked(**vars(state.surroundings.units))
+    return replace(state, surroundings=replace(state.surroundings, units=units))
 
 
 def evidence(desired: Desired, plan: Plan, root: Root, live: bool) -> tuple[Evidence, ...]:
@@ -79,7 +87,7 @@ def before_apply(desired: Desired, plan: Plan, state: State, root: Root) -> Befo
     return Before(probes, answers_outside(root, served.union(kept_ports(desired, state)), _ASKING))
 
 
-def after_apply(desired: Desired, root: Root, live: bool, before: Before) -> tuple[Evidence, ...]:
+def after_apply(desired: Desired, root: Root, live: bool, before: Before) -> Verified:
     """Verify what was just applied.  Raises HostError when it does not hold, or what answered fell silent."""
     found = look(desired, root, live)
     if not found.plan.empty:
@@ -91,7 +99,7 @@ def after_apply(desired: Desired, root: Root, live: bool, before: Before) -> tup
         lost = [name for name in silent if name in {f"{h}:{p}" for h, p in before.probes}]
         why = "answered before apply and does not now" if lost else "does not answer"
         raise HostError(f"{', '.join(lost or silent)} {why}", "guard.probes", "look at the rules for it")
-    return found.evidence + _still_reached(before, root)
+    return replace(found, evidence=found.evidence + _still_reached(before, root))
 
 
 def _still_reached(before: Before, root: Root) -> tuple[Evidence, ...]:

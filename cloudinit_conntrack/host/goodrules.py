@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 
 from .. import journal
 from ..errors import HostError
 from ..state import FileImage
+from ..values import dataclass
 from .root import Root
 
 DIRECTORY = f"{os.path.dirname(journal.PATH)}/good"
@@ -56,7 +56,7 @@ def keep(path: str, good: Good, root: Root) -> None:
     """Keep *good* for *path*, in place of what was kept before."""
     root.make_private_dir(os.path.dirname(DIRECTORY))
     root.make_private_dir(DIRECTORY)
-    root.write_image(_place(path), FileImage(json.dumps(asdict(good)).encode(), 0o600))
+    root.write_image(_place(path), FileImage(json.dumps(vars(good)).encode(), 0o600))
 
 
 def forget(root: Root) -> None:
@@ -69,7 +69,7 @@ def forget(root: Root) -> None:
 
 def note(refused: Iterable[Refused], root: Root) -> None:
     """Write down which saved files did not load, for ``status`` and ``verify``."""
-    found = [asdict(one) for one in refused]
+    found = [vars(one) for one in refused]
     if found:
         root.make_directory(os.path.dirname(REFUSED))
         root.write_image(REFUSED, FileImage(json.dumps(found).encode(), 0o600))

@@ -7,11 +7,11 @@ what may be missing on a healthy host becomes a note.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, NativeFile, OtherNamespace, Resolution, SavedFile, State, Surroundings
+from ..values import replace
 from .haproxy import haproxy_files
 from .initramfs import observe_initramfs
 from .kernel import observe_kernel
@@ -26,26 +26,29 @@ from .service import observe_service
 from .sshd import sshd_ports
 from .surroundings import find_surroundings, restored
 
+UNANSWERED = "whether modules are blocked is not known"
 Wanted = Callable[[State, NativeFile], bool]
 
 
 def observe(
     root: Root = HOST, live: bool = True, extra: Iterable[str] = (), haproxy: Iterable[str] = (),
-    wanted: Wanted | None = None, looking: bool = True, resolving: bool = True,
+    wanted: Wanted | None = None, looking: bool = True, resolving: int | None = None,
 ) -> State:
     """The host below *root*: its files, and with *live* its kernel, rules and processes.
 
     *extra* are more modules to ask modprobe about (``conntrack.modules.extra``), *haproxy* the
-    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``); without *resolving*
-    modprobe is not asked, which no plan needs.  *wanted* says which
-    saved nft files are to be loaded, to know their rules: while *looking* only where that
-    cannot load a module.  :class:`HostError` where going on would mean guessing.
+    paths of haproxy's configuration (``conntrack.flows.haproxy_cfg``).  *resolving*: how many
+    of these names modprobe is asked about, by default all.  No plan needs an answer; one tells
+    whether modprobe can give any, or else there is a note.  *wanted* says which saved nft files
+    are to be loaded, to know their rules: while *looking* only where that cannot load a module.
+    :class:`HostError` where going on would mean guessing.
     """
     names = INSTALL_BLOCKED + tuple(extra)
     # The nft files of an image tree are loaded here too, where nothing of it may stay.
     loading, kernels = not (live and looking), root if live else HOST
     before = tuple(module.name for module in all_loaded(kernels)) if loading else ()
-    found = _live(root, names, resolving) if live else _image(root, names)
+    asked = names[:resolving]
+    found = _live(root, names, asked) if live else _image(root, asked)
     state = replace(found, haproxy=haproxy_files(haproxy, root))
     files = tuple(with_rules(file, root, live, looking) if wanted and wanted(state, file) else file
                   for file in state.native_saved)
@@ -68,11 +71,11 @@ def _image(root: Root, names: tuple[str, ...]) -> State:
                  surroundings=around, shipped=image_dependants(root))
 
 
-def _live(root: Root, names: tuple[str, ...], resolving: bool) -> State:
+def _live(root: Root, names: tuple[str, ...], asked: tuple[str, ...]) -> State:
     around = find_surroundings(root, True)
     kernel = observe_kernel(root, names)
     rules = live_rules(root)
-    resolutions, notes = _resolutions(names if resolving else (), root, True)
+    resolutions, notes = _resolutions(asked, root, True)
     namespaces, unread = _namespaces(kernel, root)
     native, unreadable = native_rules(rules, root)
     return State(kernel, rules, _saved(root, around), root.read_image(BLOCK_PATH), resolutions, namespaces,
@@ -92,7 +95,7 @@ def _resolutions(names: tuple[str, ...], root: Root, live: bool) -> tuple[tuple[
     try:
         return resolve(names, root, live), ()
     except HostError as error:
-        return (), (f"whether modules are blocked is not known: {error}",)
+        return (), (f"{UNANSWERED}: {error}",)
 
 
 def _namespaces(kernel: Kernel, root: Root) -> tuple[tuple[OtherNamespace, ...], tuple[str, ...]]:

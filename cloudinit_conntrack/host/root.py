@@ -14,10 +14,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from ..errors import HostError
 from ..state import FileImage
+from ..values import dataclass
 from .regular import (
     fill,
     image_of,
@@ -309,11 +309,30 @@ class Root:
             raise HostError("is not an absolute path", repr(path))
         opened: list[int] = []
         try:
-            opened.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            yield _walk(opened, path, follow)
+            if self.path != "/" or not _walked_by_kernel(opened, path, follow):
+                opened.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                yield _walk(opened, path, follow)
+            else:
+                yield opened[0], path.rpartition("/")[2]
         finally:
             for directory in opened:
                 os.close(directory)
+
+
+def _walked_by_kernel(opened: list[int], path: str, follow: bool) -> bool:
+    """Open the directory that holds *path* at once; whether that came out where :func:`_walk` would.
+
+    Below the host's own root it does, and takes a quarter of the system calls.  Not in /proc, whose links may lead
+    into another process's root, and not where the last name is a link to follow.
+    """
+    parent, _, name = path.rpartition("/")
+    if name in ("", "..") or path.startswith("/proc"):
+        return False
+    opened.append(os.open(parent or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    if follow and name != "." and _link_target(opened[0], name) is not None:
+        os.close(opened.pop())
+        return False
+    return True
 
 
 def _walk(opened: list[int], path: str, follow: bool) -> tuple[int, str]:

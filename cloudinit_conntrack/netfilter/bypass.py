@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..values import dataclass
 from .replies import DEFAULT_OUTBOUND, Ports, UdpFlow
 from .ruleset import Line
 

@@ -7,9 +7,9 @@ goto, RETURN, policies; every table that a packet passes), not from what the rew
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import groupby
 
+from ..values import dataclass
 from .packets import Box, PacketSet
 from .parts import MIDWAY, TCP, flags_matching, icmp_parts
 from .ruleset import Rule, RuleSet
@@ -50,7 +50,8 @@ def compare(before: RuleSet, after: RuleSet) -> Difference:
     Raises ValueError for an address that cannot be read.
     """
     universe = make_universe((before, after), before.family)
-    return told(universe, ((h, accepted(universe, before, h), accepted(universe, after, h)) for h in PATHS))
+    old, new = Walks(universe, before), Walks(universe, after)
+    return told(universe, ((h, old.accepted(h), new.accepted(h)) for h in PATHS))
 
 
 def told(universe: Universe, sets: Iterable[tuple[str, PacketSet, PacketSet]]) -> Difference:
@@ -89,22 +90,32 @@ def _at_hook(universe: Universe, found: PacketSet, hook: str) -> PacketSet:
 
 
 def accepted(universe: Universe, ruleset: RuleSet, hook: str) -> PacketSet:
-    """The packets, each with its state, that come through every table at *hook*.
+    """What :meth:`Walks.accepted` gives for one hook."""
+    return Walks(universe, ruleset).accepted(hook)
 
-    What the raw table exempts from tracking has no other state than UNTRACKED.
-    """
-    space = universe.space
-    found: PacketSet = True
-    for table, chain in PATHS[hook]:
-        found = space.both(found, _Walk(universe, ruleset, table).builtin(chain))
-    raw = _Walk(universe, ruleset, "raw")
-    raw.builtin(PATHS[hook][0][1])
-    exempt = raw.exempt.get(PATHS[hook][0][1], False)
-    if exempt is False:
-        return found
-    untracked = space.box({STATE: universe.state_mask("UNTRACKED")})
-    whatever = space.any_of(space.both(found, untracked), STATE)
-    return space.either(space.without(found, exempt), space.both(whatever, exempt))
+
+class Walks:
+    """Every table of *ruleset*, each of its chains walked once: packets of several hooks pass some of them."""
+
+    def __init__(self, universe: Universe, ruleset: RuleSet) -> None:
+        self._universe = universe
+        self._tables = {table: _Walk(universe, ruleset, table) for path in PATHS.values() for table, _ in path}
+
+    def accepted(self, hook: str) -> PacketSet:
+        """The packets, each with its state, that come through every table at *hook*.
+
+        What the raw table exempts from tracking has no other state than UNTRACKED.
+        """
+        space = self._universe.space
+        found: PacketSet = True
+        for table, chain in PATHS[hook]:
+            found = space.both(found, self._tables[table].builtin(chain))
+        exempt = self._tables["raw"].exempt.get(PATHS[hook][0][1], False)
+        if exempt is False:
+            return found
+        untracked = space.box({STATE: self._universe.state_mask("UNTRACKED")})
+        whatever = space.any_of(space.both(found, untracked), STATE)
+        return space.either(space.without(found, exempt), space.both(whatever, exempt))
 
 
 def _handshake(universe: Universe) -> PacketSet:

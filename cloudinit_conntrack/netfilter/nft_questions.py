@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..values import dataclass
 from . import nft_stateful as stateful
 from .nft_concatenated import lookups
 from .nft_kinds import Statement

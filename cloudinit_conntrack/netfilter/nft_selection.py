@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..values import dataclass
 from .nft_kinds import Kind
 from .nft_match import Test, field_ranges
 from .nft_pieces import Piece, pieces_for

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from ..values import dataclass
 
 NOTHING = '{"nftables": []}\n'  # a listing without a table
 _WORD = re.compile(r'\\\r?\n|\#[^\n]*|"[^"\n]*"|[@$]?[A-Za-z0-9_./\\*:-]+|[^\s]')

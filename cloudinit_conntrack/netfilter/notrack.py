@@ -10,10 +10,12 @@ Every rule that we add carries our comment; planning strips them and writes them
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from ipaddress import ip_network
 
+from ..values import replace
 from . import stateful
 from .bypass import OWNER, TAG, Bypass, Flow, is_own
 from .commands import NUMBERED, SAVE_FIRST, shifted
@@ -44,6 +46,9 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     *nat_elsewhere*: another rule-set of the host translates addresses, so ICMP errors must
     stay tracked.  Blockers where a nat rule names a port of the flows.
     """
+    asked = (_said(ruleset), bypass, nat_elsewhere)
+    if asked in _COMPLETE:
+        return Rewritten(ruleset)
     base = strip_own(ruleset)
     twins = {x: twins_of(base, x, bypass) for x in base.rules() if x.table not in ("raw", "nat")}
     blockers = _nat_blockers(base, bypass) + tuple(t.blocker for t in twins.values() if t.blocker)
@@ -56,11 +61,28 @@ def add_bypass(ruleset: RuleSet, bypass: Bypass, nat_elsewhere: bool = False) ->
     result = base.with_lines(_with_twins(lines, twins, changes))
     result = _opened(base, result, bypass, translating, changes)
     if _same(ruleset, result):
+        _COMPLETE.append(asked)
         return Rewritten(ruleset)
     moved = tuple(RuleBlocker(x.number, x.text, NUMBERED, SAVE_FIRST) for x in shifted(base, result))
     if moved:
         return Rewritten(ruleset, (), moved)
     return Rewritten(result, tuple(changes))
+
+
+# What was found to have its bypass already: a host's saved rules are mostly its live ones, and are asked about next.
+_COMPLETE: deque[tuple[dict[tuple[str, str], list[str]], Bypass, bool]] = deque(maxlen=4)
+_COUNTERS = re.compile(r"^\[\d+:\d+\] | \[\d+:\d+\]$")
+
+
+def _said(ruleset: RuleSet) -> dict[tuple[str, str], list[str]]:
+    """What *ruleset* says, by table and chain, without comments and counters."""
+    tables, lines = ruleset.tables(), [x for x in ruleset.lines if x.kind not in ("comment", "blank")]
+    # Else another order of chains may mean something else: a table's second header empties it.
+    plain = len(set(tables)) == len(tables) and all(x.kind != "rule" or x.command == "-A" for x in lines)
+    found: dict[tuple[str, str], list[str]] = {("", ""): [ruleset.family]}
+    for line in lines:
+        found.setdefault((line.table, line.chain) if plain else ("", ""), []).append(_COUNTERS.sub("", line.text))
+    return found
 
 
 def _added(text: str, reason: str, widens: str | None = None) -> Change:

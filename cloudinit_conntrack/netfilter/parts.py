@@ -14,9 +14,9 @@ listener discovery are UNTRACKED).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
+from ..values import dataclass
 from .replies import NUMBER, Reply
 from .ruleset import Rule
 
@@ -60,6 +60,7 @@ class Part:
         return frozenset(("INVALID",))
 
 
+@lru_cache(maxsize=1024)
 def flags_matching(mask: str, wanted: str) -> frozenset[int]:
     """The flag bytes (of 64) for which ``--tcp-flags mask wanted`` holds."""
     chosen, value = flag_bits(mask), flag_bits(wanted)

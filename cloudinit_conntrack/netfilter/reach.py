@@ -7,11 +7,12 @@ depends on what is unknown, and a verdict that is missing cannot happen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
+from ..values import dataclass, field
 from .parts import FLAG_BITS, flags_of, groups_of, icmp_type_of
 from .replies import named_ports
-from .ruleset import Rule, RuleSet
+from .ruleset import Line, Rule, RuleSet
 from .stateful import STATE_OPTIONS, STATES
 
 VERDICTS = frozenset(("ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "TPROXY"))
@@ -71,7 +72,7 @@ def _walk(way: _Way, chain: str) -> tuple[frozenset[str], bool]:
 def _walk_rules(way: _Way, chain: str) -> tuple[frozenset[str], bool]:
     found: set[str] = set()
     returns = False
-    for line in way.ruleset.appended.get((way.table, chain), ()):
+    for line in _may_match(way, chain):
         answer = _matches(line.rule, way.ruleset.family, way.packet)
         if answer is False:
             continue
@@ -81,6 +82,58 @@ def _walk_rules(way: _Way, chain: str) -> tuple[frozenset[str], bool]:
         if ends and answer is True:
             return frozenset(found), returns
     return frozenset(found), True
+
+
+def _may_match(way: _Way, chain: str) -> Iterable[Line]:
+    """The rules of *chain* without those that name another port than the packet's.
+
+    A balancer has a rule or more for each of its ports, and each of its flows is looked at.
+    """
+    lines = way.ruleset.appended.get((way.table, chain), ())
+    if len(lines) < _FEW:
+        return lines
+    index = way.ruleset.kept.get(("ports", way.table, chain))
+    if index is None:
+        index = way.ruleset.kept["ports", way.table, chain] = _PortIndex(lines)
+    assert isinstance(index, _PortIndex)
+    return index.of(way.packet)
+
+
+_FEW = 8
+_MOST_PORTS = 16  # of one rule; a range of more is looked at for every packet
+_SIDES = (("--dport", "--dports"), ("--sport", "--sports"))
+
+
+class _PortIndex:
+    """The rules of a chain by the ports that they name, those of a destination first; and all *others*."""
+
+    def __init__(self, lines: tuple[Line, ...]) -> None:
+        self._lines = lines
+        self._others: list[int] = []
+        self._by_port: tuple[dict[int, list[int]], ...] = ({}, {})
+        for number, line in enumerate(lines):
+            side, ports = next(_decisive(line.rule), (0, None))
+            if ports is None:
+                self._others.append(number)
+                continue
+            for port in ports:
+                self._by_port[side].setdefault(port, []).append(number)
+
+    def of(self, packet: Packet) -> Iterable[Line]:
+        """The rules that *packet* may match, in their order; one whose port is not known may match any."""
+        found = set(self._others)
+        for port, by_port in zip((packet.dport, packet.sport), self._by_port):
+            found.update(*(by_port.values() if port is None else [by_port.get(port, ())]))
+        return [self._lines[number] for number in sorted(found)]
+
+
+def _decisive(rule: Rule) -> Iterator[tuple[int, set[int]]]:
+    """(side, its few ports) for each side whose ports *rule* names, so that any other does not match."""
+    for side, names in enumerate(_SIDES):
+        options = rule.all(*names)
+        ranges = named_ports(rule, *names) if options and not any(o.negated for o in options) else []
+        if ranges and sum(b - a for a, b in ranges) < _MOST_PORTS:
+            yield side, {port for first, last in ranges for port in range(first, last + 1)}
 
 
 def _target(way: _Way, rule: Rule) -> tuple[frozenset[str], bool, bool]:

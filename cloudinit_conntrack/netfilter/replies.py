@@ -10,8 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 
+from ..values import dataclass
 from .ruleset import Line, Rule, RuleSet
 from .stateful import states_of
 
@@ -182,6 +183,7 @@ def named_ports(rule: Rule, *options: str) -> list[Ports]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def port_range(text: str) -> Ports | None:
     """``80``, ``8000:8010``, ``:1023`` or a known name as a range."""
     first, _, last = text.partition(":")

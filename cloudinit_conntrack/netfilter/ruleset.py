@@ -187,6 +187,11 @@ class RuleSet:
         return {key: tuple(lines) for key, lines in found.items()}
 
     @cached_property
+    def kept(self) -> dict[tuple[str, ...], object]:
+        """What those who walk these rules many times keep of them, by a name of their own."""
+        return {}
+
+    @cached_property
     def hooks(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
         """(table, chain) -> the built-in chains from which it is reached, itself included."""
         found: dict[tuple[str, str], set[str]] = {}

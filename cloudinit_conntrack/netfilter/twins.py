@@ -6,8 +6,7 @@ ESTABLISHED rule is an outage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ..values import dataclass
 from . import edit, effects, selection, stateful
 from .bypass import TAG, Bypass
 from .iptables import parse_rule

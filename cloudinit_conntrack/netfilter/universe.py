@@ -12,8 +12,9 @@ import ipaddress
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
 
+from ..values import dataclass
 from .packets import Box, PacketSet, Space
 from .parts import SYN_ONLY, flags_matching, icmp_type_of
 from .replies import Ports, joined_ranges, named_ports, port_range
@@ -148,6 +149,7 @@ def _address_texts(rule: Rule) -> list[str]:
     return [text for option in rule.all("-s", "-d") for text in option.value.split(",") if _is_address(text)]
 
 
+@lru_cache(maxsize=4096)
 def _is_address(text: str) -> bool:
     if re.search(r"/0\.(?!0\.0\.0$)", text):
         return False  # 0.0.0.1 is a mask with holes, where ipaddress reads it as a wildcard, /31

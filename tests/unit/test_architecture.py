@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cloudinit_conntrack"
 # Ground first.  A module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors",),
+    ("errors", "values"),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg", "tracking", "metrics", "fleet"),

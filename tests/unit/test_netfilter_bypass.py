@@ -343,3 +343,17 @@ def test_a_port_that_was_closed_is_opened_and_told() -> None:
     new = Firewall(format_ruleset(done.ruleset))
     assert new.send("INPUT", Packet("tcp", 40000, 8443, SYN), "UNTRACKED").verdict == "ACCEPT"
     assert any(change.widens and "8443" in change.widens for change in done.changes)
+
+
+def test_what_is_complete_is_known_again_and_nothing_else_is() -> None:
+    """A host's saved rules are mostly its live ones: counters apart, or tables in another order."""
+    complete = format_ruleset(bypassed(EL, WEB).ruleset)
+    assert not bypassed(complete, WEB).changes
+    head, raw = complete.split("*raw\n")
+    counted = complete.replace("[0:0]", "[7:99]").replace("-A INPUT -i lo", "[5:300] -A INPUT -i lo")
+    for alike in (f"# a save\n*raw\n{raw}{head}", counted):
+        assert not bypassed(alike, WEB).changes
+    lines = complete.splitlines(True)
+    for at in (number for number, line in enumerate(lines) if OWNER in line):
+        assert bypassed("".join(lines[:at] + lines[at + 1 :]), WEB).changes, lines[at]
+    assert bypassed(complete, replace(WEB, frontends=WEB.frontends[:1])).changes
