@@ -24,7 +24,7 @@ setup(
     packages=find_packages(include=["cloudinit_conntrack", "cloudinit_conntrack.*"]),
     package_data={"cloudinit_conntrack": ["conntrack.schema.json", "carried/*"]},
     install_requires=["PyYAML"],
-    entry_points={"console_scripts": ["cloudinit-conntrack = cloudinit_conntrack.cli:main"]},
+    entry_points={"console_scripts": ["cloudinit-conntrack = cloudinit_conntrack.quick:main"]},
     classifiers=[
         "Environment :: Console",
         "License :: OSI Approved :: Apache Software License",

@@ -8,9 +8,6 @@ if not __package__:  # run by its path: that is sys.path[0], and the package mus
     # Behind the standard library, which the packages of a Python directory must not hide.
     sys.path.insert(packages[0] if packages else len(sys.path), package.rpartition("/")[0])
 
-if sys.argv[1:] == ["apply"]:
-    from cloudinit_conntrack.quick import main
-else:
-    from cloudinit_conntrack.cli import main
+from cloudinit_conntrack.quick import main
 
 sys.exit(main())

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 from .state import FileImage
-from .values import dataclass, replace
 
 Parameters = tuple[tuple[str, str], ...]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import replace
 from typing import Callable, NoReturn
 
 from . import __version__, lastgood, report, transaction, verify
 from .config import Desired, desired_from_section
-from .errors import ConntrackError, UsageError
+from .errors import UsageError
+from .exits import BLOCKED, DONE, DRIFT, FAILED, exit_code
 from .host import inputs, journalfile, pending
 from .host.root import Root
 from .host.stamp import clock, run_since
 from .plan import Item, make_plan
 from .report import Report
 from .run import applied, kept, mode_of
-from .values import replace
 
-DONE, FAILED, USAGE, BLOCKED, DRIFT = 0, 1, 2, 3, 4
 EPILOG = "exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 blocked, 4 drift"
 
 
@@ -105,35 +105,14 @@ def _common(verb: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; gives the exit code.  Every failure is one message on stderr."""
-    streams = (sys.stdin, sys.stdout, sys.stderr)
-    if any(stream is None for stream in streams):  # closed by the caller: notes would land in the wrong one
-        return USAGE
-    # A rule-set may hold bytes that are no UTF-8 (old comments): they go through unchanged.
-    for stream in streams:
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    try:
-        options = make_parser().parse_args(argv)
-        if not options.verb:
-            raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
-        code = (HIDDEN.get(options.verb) or VERBS[options.verb][0])(options)
-        sys.stdout.flush()  # now, while a failure of it can still be told
-        return code
-    except ConntrackError as error:
-        print(f"cloudinit-conntrack: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("cloudinit-conntrack: interrupted; what was begun is undone", file=sys.stderr)
-        return FAILED
-    except MemoryError:
-        print("cloudinit-conntrack: out of memory; free some memory and run again", file=sys.stderr)
-        return FAILED
-    except BrokenPipeError:
-        inputs.swallow_output()
-        return FAILED
-    except OSError as error:  # our own output has no room, or a temporary file has none
-        inputs.swallow_output()
-        print(f"cloudinit-conntrack: {error}", file=sys.stderr)
-        return FAILED
+    return exit_code(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    options = make_parser().parse_args(argv)
+    if not options.verb:
+        raise UsageError("no verb given", "cloudinit-conntrack", f"expected one of {', '.join(VERBS)}")
+    return (HIDDEN.get(options.verb) or VERBS[options.verb][0])(options)
 
 
 # --- verbs -----------------------------------------------------------------------------

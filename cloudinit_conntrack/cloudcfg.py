@@ -12,13 +12,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import yaml
 
 from .document import value_of
 from .errors import ConfigError
 from .state import FileImage
-from .values import dataclass
 
 BASE = "/etc/cloud/cloud.cfg"
 DIRECTORY = "/etc/cloud/cloud.cfg.d"

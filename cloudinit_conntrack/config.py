@@ -10,9 +10,10 @@ of these forms" name every form but the one that was meant.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import fields
 from .errors import ConfigError
-from .values import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ there is a script that is harmless, and no module that the script would not know
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from . import perform
 from .actions import WriteFile
@@ -41,7 +42,6 @@ from .report import Report
 from .said import Item
 from .service import can_be_written
 from .state import FileImage, Program
-from .values import dataclass, replace
 
 OLDEST_PYTHON = (3, 9)
 _BY_HAND = f"list '- [conntrack, always]' in {KEY} by hand"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from .config import Desired
 from .netfilter.nft_kinds import NFPROTO
@@ -12,7 +13,6 @@ from .netfilter.parts import FLAG_BITS
 from .netfilter.reach import Packet, syn, verdicts
 from .netfilter.ruleset import RuleSet
 from .state import State
-from .values import replace
 
 
 def kept_ports(desired: Desired, state: State) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from .errors import ConntrackError
 from .kmod import loaded_dependants
@@ -21,7 +22,6 @@ from .netfilter.nft_words import object_text, statements_text
 from .netfilter.ruleset import Line
 from .netfilter.stateful import modules_of
 from .state import Kernel, LiveRules, Module, State
-from .values import dataclass
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from .errors import JournalError
-from .values import dataclass, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # what apply can do is much to import for a boot that has nothing to do

@@ -15,6 +15,7 @@ failed to start (systemd.service(5)).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .errors import ConntrackError, HostError
 from .host import goodrules, modules, nft, nftfile, rules
@@ -31,7 +32,6 @@ from .netfilter.tables import filled, tables_alone
 from .planning.draft import Item, decoded
 from .scripts import restored_files
 from .state import NativeFile
-from .values import dataclass
 
 _NATIVE = "native"
 _REMEDY = ("mend the file: take out what needs conntrack ('cloudinit-conntrack plan' names it), then run "

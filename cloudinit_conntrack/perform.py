@@ -6,6 +6,7 @@ Success is what the host shows afterwards, not what a command answered.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Callable
 
 from . import kmod, perform_native
@@ -32,7 +33,6 @@ from .netfilter.iptables import parse_ruleset
 from .netfilter.ruleset import Rule
 from .netfilter.tables import without_tables
 from .state import FileImage
-from .values import replace
 
 KEPT = "/var/lib/cloudinit-conntrack/kept"
 STARTING_SECONDS = 240.0  # a first boot on a starved machine was seen to need more than 60

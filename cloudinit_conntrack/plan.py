@@ -6,6 +6,8 @@ performs it, and a host is verified when planning it again gives nothing to do.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .actions import Action
 from .config import Desired
 from .planning.boot import around_initramfs, every_boot
@@ -20,7 +22,6 @@ from .planning.rules import live_to_plan, plan_live, plan_saved
 from .planning.surroundings import plan_surroundings
 from .said import Item
 from .state import State
-from .values import replace
 
 __all__ = ["BLOCK_FILE", "Item", "Plan", "make_plan", "rewrite_policy"]
 

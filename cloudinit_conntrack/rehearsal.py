@@ -6,6 +6,8 @@ what the journal holds, and so what undoing compares the host with.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .actions import Action, LoadNative, NativeImage, RewriteNative, WriteFile
 from .errors import HostError
 from .host import nft
@@ -15,7 +17,6 @@ from .netfilter.nft_text import tables_text
 from .plan import Plan
 from .planning.draft import decoded, new_image
 from .planning.nativefiles import file_text
-from .values import replace
 
 
 def rehearsed(plan: Plan) -> Plan:

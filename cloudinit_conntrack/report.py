@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .said import Evidence, Item, Node, Run
-from .values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot that has nothing to do needs no plan, and no typing

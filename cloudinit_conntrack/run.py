@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from . import lastgood, transaction, unchanged
@@ -16,7 +17,6 @@ from .planning.nativefiles import to_list
 from .report import Report, json_text, of_plan
 from .state import FileImage
 from .transaction import Progress
-from .values import replace
 from .verify import Verified, probed
 
 _NO_MEMORY = "free some memory and run again"

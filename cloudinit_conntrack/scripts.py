@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .kmod import is_conntrack_module
 from .state import FoundFile
-from .values import dataclass
 
 SCRIPTS = (
     "/etc/network/interfaces", "/etc/network/if-", "/etc/rc.local", "/etc/rc.d/rc.local", "/etc/crontab",

@@ -6,7 +6,7 @@ floors.  Nothing in this file touches a file, a process or a clock.
 
 from __future__ import annotations
 
-from .values import dataclass
+from dataclasses import dataclass
 
 FAMILIES = ("ipv4", "ipv6")
 BACKENDS = ("legacy", "nft")

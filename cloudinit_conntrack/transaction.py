@@ -7,6 +7,7 @@ the rest.  Actions look before they act, so doing or undoing one twice does no h
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from . import journal, perform, verify
@@ -20,7 +21,6 @@ from .journal import Entry
 from .plan import Plan, make_plan
 from .rehearsal import rehearsed
 from .state import FileImage
-from .values import dataclass, replace
 from .verify import Before, Evidence, Verified
 
 Progress = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""A boot with nothing to do, told without planning.
+"""A host where nothing is left to do, told without planning: most boots, and most runs of ``verify``.
 
 :func:`.plan.make_plan` is pure: the section and the observed :class:`.state.State` decide what it
 gives.  So where both are what they were when a plan came out empty, and the program is the
@@ -30,6 +30,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from . import evidence, kmod
 from .errors import ConntrackError
@@ -39,7 +40,6 @@ from .host.stamp import clock, run_since
 from .report import Report, json_text, to_json
 from .said import Item
 from .state import FileImage, Kernel, LiveRules, NativeRules, State, Units
-from .values import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot does without typing
@@ -70,17 +70,21 @@ def nothing_to_do(root: Root) -> Report | None:
     """The report of an apply of the kept section that has nothing to do; ``None`` where only planning can tell."""
     began = clock()
     with journalfile.alone(root):
-        known = seenfile.read(root)
-        if not known or known.get("ground") != seenfile.ground(root):
-            return None
-        state = seen(root, known["extra"], known["haproxy"])
-        for run in known["runs"]:
-            if run["key"] == key_of(state, known["extra"], run["asked"]):
-                return _told(run, began, root)
-    return None
+        report = _told("nothing-to-do", began, root)
+        if report is not None:
+            root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
+        return report
 
 
-def _told(run: dict[str, Any], began: float, root: Root) -> Report | None:
+def verified(root: Root) -> Report | None:
+    """What ``verify`` says of the kept section; ``None`` where only planning can tell.  Changes nothing."""
+    return _told("verified", clock(), root)
+
+
+def _told(outcome: str, began: float, root: Root) -> Report | None:
+    run = _run_before(root)
+    if run is None:
+        return None
     flows = [(str(family), str(protocol), int(port)) for family, protocol, port in run["flows"]]
     found = evidence.gathered(run["mode"], run["block"], flows, root, True)
     try:
@@ -88,9 +92,20 @@ def _told(run: dict[str, Any], began: float, root: Root) -> Report | None:
     except ConntrackError:
         return None  # planning says it too, and what it means
     items = tuple(Item(**item) for item in run["findings"])
-    report = Report(run["mode"], "nothing-to-do", findings=items, evidence=found, run=run_since(began, root))
-    root.write_image(journalfile.RESULT, FileImage(json_text(report).encode(), 0o644))
-    return report
+    return Report(run["mode"], outcome, findings=items, evidence=found, run=run_since(began, root))
+
+
+def _run_before(root: Root) -> dict[str, Any] | None:
+    """What is known of the run that saw this host as it is, and had nothing to do."""
+    known = seenfile.read(root)
+    if not known or known.get("ground") != seenfile.ground(root):
+        return None
+    state = seen(root, known["extra"], known["haproxy"])
+    for run in known["runs"]:
+        if run["key"] == key_of(state, known["extra"], run["asked"]):
+            found: dict[str, Any] = run
+            return found
+    return None
 
 
 def remember(

@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
 from email.mime.multipart import MIMEMultipart
@@ -29,7 +30,6 @@ from .planning.frontends import FRONT_ENDS
 from .planning.needs import ROWS, always, docker_writes
 from .planning.ufw import UNITS
 from .reduce import CONFIG, reduced
-from .values import dataclass
 
 MOST_BYTES = 16_384  # of Amazon EC2, before its own base64; the smallest of any cloud
 FILES = ("door.py", "rules.py", "planning.py", "program.py")  # of carried/, each importing from those before it

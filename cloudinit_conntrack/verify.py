@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 from .config import Desired, Flows
 from .errors import HostError
 from .evidence import FAMILIES, Flow, demand, gathered
@@ -15,7 +17,6 @@ from .planning.nativefiles import to_list
 from .said import Evidence
 from .state import State
 from .unchanged import Asked
-from .values import dataclass, field, replace
 
 __all__ = ["Before", "Evidence", "Verified", "after_apply", "before_apply", "demand", "evidence", "look", "observed",
            "probed"]

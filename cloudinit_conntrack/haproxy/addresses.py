@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+from dataclasses import dataclass, replace
 
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, replace
 
 Ports = tuple[int, int]
 EVERY = {4: "0.0.0.0/0", 6: "::/0"}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..config import Flow
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, field
 from .addresses import EVERY, Endpoint, Ports, endpoint_of
 from .options import address_text, bind_options
 from .sections import Line

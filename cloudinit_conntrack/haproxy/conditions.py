@@ -7,10 +7,10 @@ its environment.  Read in haproxy 2.6, ``src/cfgcond.c``.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass
 from .words import Environment, Word
 
 MOST_NESTED = 16  # MAXNESTEDCONDS is 16 in haproxy

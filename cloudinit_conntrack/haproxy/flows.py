@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Callable
 
 from ..config import Flow
 from ..errors import HaproxyError
-from ..values import dataclass
 from .collected import Collected, Note
 from .merging import merged
 from .options import Options, address_at, server_options

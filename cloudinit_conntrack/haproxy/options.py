@@ -6,9 +6,10 @@ The tables say how many words follow a keyword (haproxy 2.6 to 3.5-dev, the list
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, replace
 from .addresses import Endpoint, endpoint_of
 from .sections import Line
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, field
 from .addresses import Endpoint, Ports
 from .collected import Collected
 from .options import Options, address_at, port_at, server_options, uses_foreign_source

@@ -8,10 +8,10 @@ on in the next file.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, field
 from .conditions import Conditions
 from .words import Environment, Word, words_of
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass, field, replace
 
 from ..errors import HaproxyError
 from ..messages import quoted
-from ..values import dataclass, field, replace
 
 _SPACES = re.compile(r"[ \t\v\f]+")  # isspace() of C, less the ends of a line
 _SPECIAL = re.compile(r"[\\\"'$#\r]")

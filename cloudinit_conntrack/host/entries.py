@@ -11,10 +11,10 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Callable
 
 from ..errors import HostError
-from ..values import dataclass
 from . import kernel
 from .root import HOST, Root
 

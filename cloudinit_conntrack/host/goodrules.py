@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from .. import journal
 from ..errors import HostError
 from ..state import FileImage
-from ..values import dataclass
 from .root import Root
 
 DIRECTORY = f"{os.path.dirname(journal.PATH)}/good"

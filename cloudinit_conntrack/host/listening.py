@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from ..errors import HostError
-from ..values import dataclass
 from .root import Root
 
 _TABLES = {"ipv4": "/proc/net/tcp", "ipv6": "/proc/net/tcp6"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..errors import HostError
 from ..state import OtherNamespace
-from ..values import dataclass, replace
 from .native import native_notes
 from .root import HOST, Root
 from .rules import live_rules

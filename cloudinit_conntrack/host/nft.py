@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ..errors import CommandError, HostError
 from ..netfilter.nft_ruleset import parse_nft
 from ..netfilter.nft_tables import alike, listed, only
 from ..netfilter.nft_text import interfaces, words_of
 from ..netfilter.nft_transaction import transaction
-from ..values import dataclass
 from .process import Completed, failure, find, private_namespace, run
 
 # Link types that need no hardware; not every kernel has each.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from ..errors import ConntrackError
 from ..netfilter.nft_text import includes
 from ..state import NativeFile
-from ..values import dataclass, field, replace
 from . import kernel
 from .root import HOST, Root
 

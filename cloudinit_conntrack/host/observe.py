@@ -7,11 +7,11 @@ what may be missing on a healthy host becomes a note.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from ..errors import HostError
 from ..kmod import BLOCK_PATH, INSTALL_BLOCKED
 from ..state import Kernel, NativeFile, OtherNamespace, Resolution, SavedFile, State, Surroundings
-from ..values import replace
 from .haproxy import haproxy_files
 from .initramfs import observe_initramfs
 from .kernel import observe_kernel

@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from ..errors import ConntrackError, HostError
-from ..values import dataclass
 from .listening import listening
 from .modules import loaded, unload
 from .probe import DOMAIN, Probe

@@ -11,10 +11,10 @@ import binascii
 import json
 import os
 import time
+from dataclasses import dataclass
 
 from ..errors import ConntrackError, HostError
 from ..state import FileImage
-from ..values import dataclass
 from .journalfile import DIRECTORY, UNCONFIRMED, boot_id
 from .process import detach, find, run
 from .root import HOST, Root

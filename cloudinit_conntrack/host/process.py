@@ -10,9 +10,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from ..errors import CommandError, HostError
-from ..values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a boot does without typing

@@ -14,10 +14,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from ..errors import HostError
 from ..state import FileImage
-from ..values import dataclass
 from .regular import (
     fill,
     image_of,

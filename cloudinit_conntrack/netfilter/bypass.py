@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..values import dataclass
+from dataclasses import dataclass
+
 from .replies import DEFAULT_OUTBOUND, Ports, UdpFlow
 from .ruleset import Line
 

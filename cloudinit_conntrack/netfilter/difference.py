@@ -7,9 +7,9 @@ goto, RETURN, policies; every table that a packet passes), not from what the rew
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import groupby
 
-from ..values import dataclass
 from .packets import Box, PacketSet
 from .parts import MIDWAY, TCP, flags_matching, icmp_parts
 from .ruleset import Rule, RuleSet

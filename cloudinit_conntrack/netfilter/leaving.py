@@ -8,9 +8,9 @@ it is said as the verdict to which leaving leads, where there is a single one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..values import dataclass, field
 from .commands import may_be_undone
 from .parts import groups_of
 from .ruleset import Line, Rule, RuleSet

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby, islice
 
-from ..values import dataclass
 from .difference import Difference, told
 from .nft_kinds import FAMILIES, NFPROTO
 from .nft_match import FRAGMENT, OPEN, Test, alternatives, field_ranges, match_tests, tests_of

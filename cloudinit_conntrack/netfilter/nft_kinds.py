@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
-from ..values import dataclass
 from .nft_match import Test, field_ranges
 from .nft_ruleset import Json
 from .nft_values import Ranges, common, values_of

@@ -8,8 +8,8 @@ TCP) is a test of its own, as nft adds it to the kernel's program (``payload_gen
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from ..values import dataclass
 from .nft_ruleset import Entry, Json, NftRuleSet
 from .nft_stateful import is_state, states_of
 from .nft_values import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
-from ..values import dataclass, replace
 from .bypass import Flow
 from .nft_kinds import FAMILIES, NFPROTO, Statement
 from .nft_match import Test

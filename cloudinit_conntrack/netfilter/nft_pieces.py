@@ -7,8 +7,8 @@ nft can say more in one rule than iptables: a set of ICMP types, of ports or of 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from ..values import dataclass
 from .nft_kinds import NFPROTO, NUMBERS, Kind, Statement, address_value, reply_fields
 from .nft_match import Test, field_ranges
 from .nft_ruleset import Json

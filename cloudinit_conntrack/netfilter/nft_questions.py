@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..values import dataclass
+from dataclasses import dataclass
+
 from . import nft_stateful as stateful
 from .nft_concatenated import lookups
 from .nft_kinds import Statement

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..values import dataclass
+from dataclasses import dataclass
+
 from .nft_kinds import Kind
 from .nft_match import Test, field_ranges
 from .nft_pieces import Piece, pieces_for

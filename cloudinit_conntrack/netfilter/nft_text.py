@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-
-from ..values import dataclass
+from dataclasses import dataclass
 
 NOTHING = '{"nftables": []}\n'  # a listing without a table
 _WORD = re.compile(r'\\\r?\n|\#[^\n]*|"[^"\n]*"|[@$]?[A-Za-z0-9_./\\*:-]+|[^\s]')

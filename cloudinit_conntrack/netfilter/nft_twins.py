@@ -6,8 +6,8 @@ The same as :mod:`.twins`, for nftables.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ..values import dataclass
 from .bypass import Bypass, Flow
 from .effects import described
 from .nft_kinds import FAMILIES, Kind, Statement, kinds_for

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from ..values import dataclass, replace
 from .nft_kinds import FAMILIES, NFPROTO, Statement
 from .nft_match import Test, field_ranges, tests_of
 from .nft_ruleset import Base, Entry, NftRuleSet

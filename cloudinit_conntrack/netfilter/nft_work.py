@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
-from ..values import dataclass, field, replace
 from .nft_fates import behind
 from .nft_kinds import Kind, Statement
 from .nft_replies import FamilyReply

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 
-from ..values import replace
 from . import stateful
 from .bypass import OWNER, TAG, Bypass, Flow, is_own
 from .commands import NUMBERED, SAVE_FIRST, shifted

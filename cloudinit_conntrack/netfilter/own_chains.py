@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from ..values import dataclass, field
 from . import edit
 from .commands import declared
 from .leaving import Ways

@@ -14,9 +14,9 @@ listener discovery are UNTRACKED).
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from ..values import dataclass
 from .replies import NUMBER, Reply
 from .ruleset import Rule
 

@@ -8,8 +8,8 @@ depends on what is unknown, and a verdict that is missing cannot happen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
-from ..values import dataclass, field
 from .parts import FLAG_BITS, flags_of, groups_of, icmp_type_of
 from .replies import named_ports
 from .ruleset import Line, Rule, RuleSet

@@ -10,9 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
-from ..values import dataclass
 from .ruleset import Line, Rule, RuleSet
 from .stateful import states_of
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..values import dataclass
+from dataclasses import dataclass
+
 from .parts import OTHER, TCP, UDP_REST, Part, flag_matches, flags_of, groups_of, icmp_parts, icmp_type_of
 from .replies import Reply, narrowed, no_reply
 from .ruleset import Rule

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..values import dataclass, field
 from .difference import Difference, compare
 from .nft_difference import compare_nft
 from .nft_ruleset import NftRuleSet

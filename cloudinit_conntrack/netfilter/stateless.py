@@ -9,9 +9,9 @@ conntrack is a blocker; nothing is dropped silently.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..values import dataclass, field
 from . import alike, edit, effects, fragments, selection, stateful
 from .collecting import without_collector
 from .commands import NUMBERED, SAVE_FIRST, may_be_undone, shifted, unfit_for_rewrite

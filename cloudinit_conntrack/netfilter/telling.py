@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ..values import dataclass
 from .packets import Box, PacketSet
 from .parts import TCP, icmp_parts
 from .universe import DESTINATION, DETAIL, DPORT, FIRST_OPEN, IN, OUT, PROTOCOL, SOURCE, SPORT, Universe

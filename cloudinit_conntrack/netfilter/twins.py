@@ -6,7 +6,8 @@ ESTABLISHED rule is an outage.
 
 from __future__ import annotations
 
-from ..values import dataclass
+from dataclasses import dataclass
+
 from . import edit, effects, selection, stateful
 from .bypass import TAG, Bypass
 from .iptables import parse_rule

@@ -12,8 +12,8 @@ One thing is in no file: where a policy is exactly ``ACCEPT``, ufw-init adds rul
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from ..values import dataclass, replace
 from . import fragments, stateful
 from .iptables import parse_ruleset
 from .ruleset import Line, RuleSet

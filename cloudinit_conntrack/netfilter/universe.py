@@ -12,9 +12,9 @@ import ipaddress
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
-from ..values import dataclass
 from .packets import Box, PacketSet, Space
 from .parts import SYN_ONLY, flags_matching, icmp_type_of
 from .replies import Ports, joined_ranges, named_ports, port_range

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from ..values import dataclass, replace
 from .parts import PROTOCOLS, groups_of
 from .replies import named_ports, overlap, port_range, ports_text
 from .ruleset import Option, Rule, RuleSet

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 from ..actions import Action, ProveLoading, WriteFile
 from ..config import Desired, Flow, Flows
 from ..netfilter.ruleset import RuleSet
 from ..said import Item as Item
 from ..state import FileImage, State
-from ..values import dataclass, field, replace
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config import Desired, Flows
 from ..config import Flow as ConfigFlow
 from ..haproxy.merging import joined_ports
@@ -13,7 +15,6 @@ from ..netfilter.replies import UdpFlow
 from ..netfilter.ruleset import RuleSet
 from ..netfilter.stateless import Policy
 from ..state import Kernel
-from ..values import replace
 from .draft import Draft
 
 SYN_FLAG = FLAG_BITS["SYN"]

@@ -8,9 +8,9 @@ programs here compile rules that always match states, and would put them back at
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ..state import State
-from ..values import dataclass
 from . import ufw
 from .draft import Draft, Item
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from ..config import Desired, Flow
 from ..errors import HaproxyError
 from ..haproxy.flows import HaproxyFlows, haproxy_flows
 from ..haproxy.merging import covers, flow_text
 from ..state import State
-from ..values import dataclass, replace
 from .draft import Item
 
 _SHOWN = 12  # flows of one kind; the rest is counted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
 from ..netfilter.outcome import Change, RuleBlocker
-from ..values import dataclass
 from .draft import Draft, Item
 
 if TYPE_CHECKING:  # a boot with nothing to do does not load it

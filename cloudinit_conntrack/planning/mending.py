@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ..kmod import is_conntrack_module, normal
 from ..state import FileImage, FoundFile
-from ..values import replace
 from .draft import Draft, Item, write_file
 
 MARK = "#cloudinit-conntrack: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from .. import guard
@@ -18,7 +19,6 @@ from ..netfilter.nft_text import has_rules, tables_text, words_of
 from ..netfilter.nft_twins import NftBypass
 from ..netfilter.nft_work import NftRewritten
 from ..state import FAMILIES, State
-from ..values import replace
 from .draft import Draft, Item, decoded
 from .flows import bypassing, native_bypass_of, rewrite_policy
 from .judging import Place, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes

@@ -12,6 +12,7 @@ names what it was written for.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import Callable
 
@@ -30,7 +31,6 @@ from ..netfilter.nft_text import (
     words_of,
 )
 from ..state import NativeFile, State
-from ..values import replace
 from .draft import Draft, Item, decoded
 from .haproxy import with_haproxy
 from .judging import Place

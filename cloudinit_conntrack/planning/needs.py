@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ..state import Kernel, State, Surroundings
-from ..values import dataclass
 from .draft import Draft, Item
 
 BOTH = ("stateless", "unload")

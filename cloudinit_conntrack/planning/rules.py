@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from .. import guard
@@ -15,7 +16,6 @@ from ..netfilter.ruleset import RuleSet, format_ruleset
 from ..netfilter.stateless import Rewritten, make_stateless
 from ..netfilter.tables import filled, split_tables, tables_alone
 from ..state import LiveRules, SavedFile, State
-from ..values import replace
 from .draft import Draft, Item, decoded, new_image, place_of
 from .flows import bypass_of, bypassing, rewrite_policy, without_closed
 from .judging import Place, say_blockers, say_closed, say_closed_frontends, say_difference, say_notes

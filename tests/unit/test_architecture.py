@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "cloudinit_conntrack"
 # Ground first.  A module may import from its own floor and from those before it.
 FLOORS = (
-    ("errors", "values"),
+    ("errors",),
     ("netfilter",),
     ("state", "said", "messages", "fields", "document", "config", "kmod", "service", "shellvars", "haproxy", "scripts",
      "containers", "reduce", "cloudcfg", "tracking", "metrics", "fleet"),
@@ -22,7 +22,8 @@ FLOORS = (
     ("host",),
     ("perform", "perform_native", "rehearsal", "lastgood", "evidence", "verify", "transaction", "report", "showing",
      "status", "drawing", "seeing", "picture", "unchanged", "run", "enable", "forget"),
-    ("boot", "rewriting", "carrying", "looking", "watching", "measuring", "comparing", "cli", "quick", "__main__"),
+    ("boot", "rewriting", "carrying", "looking", "watching", "measuring", "comparing", "exits", "cli", "quick",
+     "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # What touches files, processes, sockets, clocks or the environment.

@@ -281,7 +281,7 @@ def test_it_starts_from_a_zip_file(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as packed:
         for file in PACKAGE.rglob("*.py"):
             packed.write(file, f"cloudinit_conntrack/{file.relative_to(PACKAGE)}")
-        packed.writestr("__main__.py", "from cloudinit_conntrack.cli import main\nraise SystemExit(main())\n")
+        packed.writestr("__main__.py", "from cloudinit_conntrack.quick import main\nraise SystemExit(main())\n")
     assert started(str(path)).startswith("cloudinit-conntrack ")
 
 

@@ -16,10 +16,13 @@ import pytest
 from stubs import LiveHost
 from test_plan import CASES, NAMES, desired_of, state_of
 
-from cloudinit_conntrack import kmod, service
+from cloudinit_conntrack import kmod, service, verify
 from cloudinit_conntrack.boot import apply_section
+from cloudinit_conntrack.config import desired_from_section
 from cloudinit_conntrack.host import goodrules, journalfile, seenfile
 from cloudinit_conntrack.plan import Plan, make_plan
+from cloudinit_conntrack.report import of_plan
+from cloudinit_conntrack.said import Evidence
 from cloudinit_conntrack.state import (
     BootService,
     FileImage,
@@ -39,7 +42,7 @@ from cloudinit_conntrack.state import (
     Surroundings,
     Units,
 )
-from cloudinit_conntrack.unchanged import Asked, key_of, nothing_to_do
+from cloudinit_conntrack.unchanged import Asked, key_of, nothing_to_do, verified
 
 # --- the key: every leaf of a state that has everything ---------------------------------------
 
@@ -248,6 +251,21 @@ def test_the_same_host_is_told_at_once(host: LiveHost) -> None:
     assert without_run(now) == without_run(kept)  # planning says the same, to the byte
 
 
+def test_verify_is_told_at_once_too_and_says_what_planning_says(host: LiveHost) -> None:
+    before = {path: path.stat().st_ctime_ns for path in host.tree.rglob("*")}
+    said = verified(host.root)
+    assert {path: path.stat().st_ctime_ns for path in host.tree.rglob("*")} == before
+    looked = verify.look(desired_from_section(SECTION), host.root, True)
+    assert said is not None and looked.holds
+    assert replace(said, run=None) == of_plan(looked.plan, "verified", looked.evidence)
+
+
+def test_verify_is_not_told_at_once_where_the_kernel_does_not_agree(host: LiveHost) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudinit_conntrack.evidence.gathered", lambda *words: (Evidence("proc", False, "a table"),))
+        assert verified(host.root) is None
+
+
 def without_run(report: str) -> str:
     """*report* without what says when it was made."""
     assert RUN.search(report)
@@ -313,7 +331,7 @@ def test_whatever_a_plan_rests_on_leaves_it_to_planning(host: LiveHost, name: st
         if name == "what modprobe answers" and link.name == "modprobe":
             link.unlink()
     CHANGES[name](host)
-    assert nothing_to_do(host.root) is None
+    assert nothing_to_do(host.root) is None and verified(host.root) is None
 
 
 def test_another_program_or_python_plans_itself(host: LiveHost, monkeypatch: pytest.MonkeyPatch) -> None:
