@@ -95,7 +95,7 @@ def has_nat(ruleset: RuleSet) -> bool:
 
 
 def _same(one: RuleSet, two: RuleSet) -> bool:
-    return _canonical(one) == _canonical(two)
+    return len(list(one.rules())) == len(list(two.rules())) and _canonical(one) == _canonical(two)
 
 
 def _canonical(ruleset: RuleSet) -> dict[tuple[str, str], list[object]]:
