@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Callable, TypeVar
 
-from . import __version__, lastgood, verify
+from . import __version__, lastgood, unchanged, verify
 from .config import Desired, desired_from_section
 from .errors import ConntrackError
 from .host import inputs, journalfile, pending, service, stamp, tracking
@@ -43,7 +43,7 @@ def measured(root: Root, section: object = None) -> Measured:
     found = Measured(
         __version__, stamp.wall_clock(), 0.0, True, desired.mode if desired else "",
         kernel=looks.at(lambda: observe_kernel(root)),
-        standing=looks.at(lambda: _standing(desired, root)) if desired else None,
+        standing=looks.at(lambda: _standing(desired, section is None, root)) if desired else None,
         unconfirmed=looks.at(lambda: pending.read(root) is not None),
         unloadable=looks.at(lambda: len(lastgood.standing(root))),
         last=looks.at(lambda: _last(root)),
@@ -76,7 +76,10 @@ def _desired(root: Root, section: object) -> Desired | None:
     return None if known is None else desired_from_section(known)
 
 
-def _standing(desired: Desired, root: Root) -> Standing:
+def _standing(desired: Desired, kept: bool, root: Root) -> Standing:
+    known = unchanged.verified(root) if kept else None  # as verify does it
+    if known is not None:
+        return Standing(known.mode, 0, 0, tuple(e.holds for e in known.evidence), True)
     found = verify.look(desired, root, True)
     plan = found.plan
     verified = found.holds and not lastgood.standing(root)

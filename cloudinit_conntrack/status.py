@@ -78,7 +78,8 @@ def _kernel_facts(kernel: Kernel) -> list[tuple[str, str]]:
     module = kernel.module("nf_conntrack") or kernel.module("ip_conntrack")
     if module is not None:
         by = f", by {', '.join(module.holders)}" if module.holders else ""
-        facts.append(("in use", f"{module.refcount} times{by}"))
+        times = "once" if module.refcount == 1 else f"{module.refcount} times"
+        facts.append(("in use", f"{times}{by}"))
     if kernel.entries is not None:
         facts.append(("entries", f"{kernel.entries} in this network namespace"))
     return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,24 +17,6 @@ if TYPE_CHECKING:
 
 LANGUAGES = {".yaml": "yaml", ".yml": "yaml", ".cfg": "yaml", ".json": "json", ".py": "python", ".sh": "sh",
              ".conf": "ini", ".hcl": "terraform", ".tf": "terraform", ".service": "ini", ".timer": "ini"}  # fmt: skip
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """A menu may name pages that are still being written; a test says which pages are in no menu."""
-    config.nav = _written(config.nav or [])
-    return config
-
-
-def _written(entries: list[Any]) -> list[Any]:
-    """*entries* of the menu without the pages that are not there."""
-    found: list[Any] = []
-    for entry in entries:
-        if isinstance(entry, str):
-            found += [entry] if (links.REPOSITORY / links.source_of(entry)).is_file() else []
-        else:
-            found.append({title: _written(inner) if isinstance(inner, list) else inner
-                          for title, inner in entry.items()})  # fmt: skip
-    return found
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

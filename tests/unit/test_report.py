@@ -155,7 +155,7 @@ def test_status_of_a_host_that_tracks() -> None:
 conntrack loaded  mode unload
   kernel                 6.1.0
   nf_conntrack           loaded
-  in use                 1 times, by xt_conntrack
+  in use                 once, by xt_conntrack
   entries                12 in this network namespace
   modprobe nf_conntrack  loads (insmod nf_conntrack.ko)
 
