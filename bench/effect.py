@@ -32,7 +32,7 @@ from bench.load import Window, client
 from bench.variants import LARGE, Ready, Variant, ready
 from tests.netns.applying import mount_points
 
-ROUNDS = 24
+ROUNDS = 60
 SECONDS = 0.25  # of a window
 STALLED = 2.0  # seconds of a window in which hardly anything is let in: a refused SYN is sent again after one
 APPLIED = ("apply notrack", "apply stateless", "apply unload")

@@ -83,6 +83,7 @@ class Layers:
     def host(self, served: Sequence[int]) -> Iterator[Boot]:
         """A machine that has just loaded its saved rules."""
         with machine(*self.all) as made, made.boot() as boot:
+            boot.run("mkdir", "-p", "/run/cloud-init")  # as the stages before leave it
             for command, path in recipe.SAVED.items():
                 text = recipe.rules(command, served)
                 boot.write(path, text)
