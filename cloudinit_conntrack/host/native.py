@@ -1,7 +1,8 @@
 """Native nftables rules: read, so that they can be planned; what cannot be read is said.
 
-The tables that iptables-nft owns are read as iptables rules.  Everything else is what
-``nft -j list ruleset`` shows, which loads nothing.  In other namespaces it is only looked
+The tables that iptables-nft owns are read as iptables rules, and where there are no others nft is
+asked for names alone: thousands of such rules take it half a second to print.  Everything else is
+what ``nft -j list ruleset`` shows, which loads nothing.  In other namespaces it is only looked
 through for expressions that need connection tracking (libnftables-json(5)).
 """
 
@@ -62,7 +63,7 @@ def beyond_iptables(family: str, any_rule: bool, netns: str | None = None) -> tu
     rule.  With *any_rule* every such table that has a chain counts.
     """
     done = run(["nft", "-j", "list", "ruleset", family], check=False, netns=netns)
-    if done.status != 0 or not done.stdout.startswith("{"):
+    if not _is_json(done):
         return ()
     found: dict[str, None] = {}
     for item in _items(done.stdout):
@@ -96,12 +97,14 @@ def native_rules(live: tuple[LiveRules, ...], root: Root = HOST) -> tuple[Native
         return None, native_notes(live, root)
     if not kernel.available(root, "nf_tables"):
         return NativeRules(NOTHING), ()
-    done = run(["nft", "-j", "list", "ruleset"], check=False)
-    if done.status != 0 or not done.stdout.startswith("{"):
-        return None, () if no_nf_tables(done) else (_unreadable(done),)
+    done = run(["nft", "-j", "list", "tables"], check=False)
     foreign = _incompatible(live)
-    if all(table in _IPTABLES and table not in foreign for table in _tables(done.stdout)):
-        return NativeRules(NOTHING), ()
+    if _is_json(done):
+        if all(table in _IPTABLES and table not in foreign for table in _tables(done.stdout)):
+            return NativeRules(NOTHING), ()
+        done = run(["nft", "-j", "list", "ruleset"], check=False)
+    if not _is_json(done):
+        return None, () if no_nf_tables(done) else (_unreadable(done),)
     from ..netfilter.nft_ruleset import parse_nft  # here: many hosts have no native table
     from ..netfilter.nft_tables import listed, tables_of, without
     from .nft import printed
@@ -121,7 +124,7 @@ def foreign_listing(live: tuple[LiveRules, ...], netns: str) -> str:
     from ..netfilter.nft_tables import listed, tables_of, without
 
     done = run(["nft", "-j", "list", "ruleset"], check=False, netns=netns)
-    if done.status != 0 or not done.stdout.startswith("{"):
+    if not _is_json(done):
         return ""
     foreign = _incompatible(live)
     try:
@@ -129,6 +132,10 @@ def foreign_listing(live: tuple[LiveRules, ...], netns: str) -> str:
     except RulesSyntaxError:
         return ""
     return listed(without(ruleset, {t for t in tables_of(ruleset) if t in _IPTABLES and t not in foreign}))
+
+
+def _is_json(done: Completed) -> bool:
+    return done.status == 0 and done.stdout.startswith("{")
 
 
 def _unreadable(done: Completed) -> str:
@@ -150,7 +157,7 @@ def native_notes(live: tuple[LiveRules, ...], root: Root = HOST, netns: str | No
     done = run(["nft", "-j", "list", "ruleset"], check=False, netns=netns)
     if no_nf_tables(done):
         return ()
-    if done.status != 0 or not done.stdout.startswith("{"):
+    if not _is_json(done):
         return (_unreadable(done),)
     return notes_of(done.stdout, foreign)
 

@@ -153,7 +153,7 @@ rmmod\ *)
         /bin/rm -f "$ROOT/proc/net/nf_conntrack" "$ROOT"/proc/sys/net/netfilter/nf_conntrack_*
     fi
     show ;;
-"nft -j list ruleset") echo '{"nftables": []}' ;;
+"nft -j list tables" | "nft -j list ruleset") echo '{"nftables": []}' ;;
 "nft -j list table "*) echo '{"nftables": []}' ;;
 "nft delete table "*) change "$@"; /bin/rm -f "$K/rules/nft-$([ "$3" = ip ] && echo ipv4 || echo ipv6)/$4" ;;
 

@@ -133,7 +133,21 @@ exit ;; esac""".replace("cat", "/bin/cat"))
     incompatible = (LiveRules("nft", "ipv4", "# Table `filter' is incompatible, use 'nft' tool.\n"),)
     found, _ = native_rules(incompatible, fake_host.root)
     assert found is not None and tables_of(parse_nft(found.listing)) == (("inet", "host"), ("ip", "filter"))
-    assert {call for call in fake_host.calls("nft")} == {("nft", "-j", "list", "ruleset"), ("nft", "list", "ruleset")}
+    assert {call for call in fake_host.calls("nft")} == {
+        ("nft", "-j", "list", "tables"), ("nft", "-j", "list", "ruleset"), ("nft", "list", "ruleset")}
+
+
+def test_where_iptables_owns_every_table_nft_prints_no_rules(fake_host: FakeHost) -> None:
+    fake_host.boot("nf_tables 323584 0 - Live 0x0\n")
+    tables = [{"metainfo": {"json_schema_version": 1}}, {"table": {"family": "ip", "name": "filter", "handle": 1}},
+              {"table": {"family": "ip6", "name": "raw", "handle": 2}}]
+    fake_host.stub("nft", json.dumps({"nftables": tables}))
+    assert native_rules((), fake_host.root) == (NativeRules(NOTHING), ())
+    assert fake_host.calls("nft") == [("nft", "-j", "list", "tables")]
+    for foreign in ({"family": "inet", "name": "filter"}, {"family": "ip", "name": "mine"}):
+        fake_host.stub("nft", json.dumps({"nftables": [*tables, {"table": foreign}]}))
+        native_rules((), fake_host.root)
+        assert ("nft", "-j", "list", "ruleset") in fake_host.calls("nft")
 
 
 def test_nothing_is_listed_where_that_would_load_nf_tables(fake_host: FakeHost) -> None:

@@ -202,7 +202,7 @@ def test_named_namespaces_go_by_their_name(tmp_path: Path) -> None:
 # --- observing changes nothing -----------------------------------------------------------
 
 ALLOWED = re.compile(
-    r"ip6?tables(-legacy|-nft)?-save -c|modprobe -n -v -D \S+|nft -j list ruleset"
+    r"ip6?tables(-legacy|-nft)?-save -c|modprobe -n -v -D \S+|nft -j list (tables|ruleset)"
     r"|nsenter --net=\S+ -- (ip6?tables(-legacy|-nft)?-save -c|cat /proc/net/ip6?_tables_names|nft -j list ruleset)"
     r"|cat /proc/net/ip6?_tables_names"
 )
