@@ -13,7 +13,7 @@ from .seeing import alarms_of, counter_facts, spaces_of
 from .service import NAME
 from .state import BootService, Kernel, State
 from .tracking import Tracking
-from .tree.building import make_tree, nodes_of
+from .tree.building import make_tree, nodes_of, times_of
 from .tree.uses import all_uses
 
 
@@ -78,8 +78,7 @@ def _kernel_facts(kernel: Kernel) -> list[tuple[str, str]]:
     module = kernel.module("nf_conntrack") or kernel.module("ip_conntrack")
     if module is not None:
         by = f", by {', '.join(module.holders)}" if module.holders else ""
-        times = "once" if module.refcount == 1 else f"{module.refcount} times"
-        facts.append(("in use", f"{times}{by}"))
+        facts.append(("in use", f"{times_of(module.refcount)}{by}"))
     if kernel.entries is not None:
         facts.append(("entries", f"{kernel.entries} in this network namespace"))
     return facts

@@ -75,7 +75,7 @@ def _module(build: Builder, module: Module) -> Node:
                 *_also(build, name), *_services(build, module), *_unseen(build, module),
                 *(_module(build, m) for m in build.kernel.modules if build.parents.get(m.name) == name),
                 *(_beside(build) if name in ROOTS else ()), *module_comes_back(name, build.state))
-    times = "and nothing uses it" if not module.refcount else f"in use {_times(module.refcount)}"
+    times = "and nothing uses it" if not module.refcount else f"in use {times_of(module.refcount)}"
     if name in ROOTS:
         return Node("conntrack", "conntrack", f"{name}: loaded, {times}", f"module {name}", f"modprobe -r {name}",
                     children)
@@ -86,7 +86,8 @@ def _module(build: Builder, module: Module) -> Node:
                 f"rmmod {name}", children)
 
 
-def _times(count: int) -> str:
+def times_of(count: int) -> str:
+    """``once``, ``3 times``."""
     return "once" if count == 1 else f"{count} times"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
 import re
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from stubs import LiveHost
 from test_plan import CASES, NAMES, desired_of, state_of
 
-from cloudinit_conntrack import kmod, service, verify
+from cloudinit_conntrack import kmod, quick, service, verify
 from cloudinit_conntrack.boot import apply_section
 from cloudinit_conntrack.config import desired_from_section
 from cloudinit_conntrack.host import goodrules, journalfile, seenfile
@@ -43,6 +44,7 @@ from cloudinit_conntrack.state import (
     Units,
 )
 from cloudinit_conntrack.unchanged import Asked, key_of, nothing_to_do, verified
+from tests import reports
 
 # --- the key: every leaf of a state that has everything ---------------------------------------
 
@@ -264,6 +266,27 @@ def test_verify_is_not_told_at_once_where_the_kernel_does_not_agree(host: LiveHo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cloudinit_conntrack.evidence.gathered", lambda *words: (Evidence("proc", False, "a table"),))
         assert verified(host.root) is None
+
+
+def test_the_way_in_answers_verify_and_leaves_the_rest_to_the_command(
+    host: LiveHost, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(quick, "HOST", host.root)
+    monkeypatch.setattr(quick, "is_superuser", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr("cloudinit_conntrack.cli.main", lambda: 77)
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["cloudinit-conntrack", *words])
+        return quick.main(), capsys.readouterr().out
+
+    code, told = run("verify")
+    assert code == 0 and told.startswith("verified  mode unload\n")
+    code, told = run("verify", "--format", "json")
+    assert code == 0 and reports.read(told)["outcome"] == "verified"
+    assert run("verify", "-v") == (77, "")
+    CHANGES["live rules"](host)
+    assert run("verify") == (77, "")
 
 
 def without_run(report: str) -> str:
